@@ -6,7 +6,7 @@
 __all__ = ['Last', 'Selection', 'take', 'rng_untouched', 'eval_mode', 'buffers_untouched', 'grads_untouched', 'at', 'check_share',
            'single_values', 'SelectiveTraining']
 
-# %% ../nbs/04_filtering.ipynb #4147ff7f
+# %% ../nbs/04_filtering.ipynb #1dfa3909
 import random, time, warnings
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from .losses import per_sample_loss, batch_size
 from .timing import PhaseTimer, device_name
 from .record import Record
 
-# %% ../nbs/04_filtering.ipynb #7a597a8a
+# %% ../nbs/04_filtering.ipynb #fb527886
 class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     """What a selector returns: `idxs`, positions in the batch (int64, hardest first), and `weights`, one per position
     (float, or None for a plain mean)."""
@@ -25,7 +25,7 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     def __len__(self): return len(self.idxs)
     def __iter__(self): return iter((self.idxs, self.weights))
 
-# %% ../nbs/04_filtering.ipynb #99609c58
+# %% ../nbs/04_filtering.ipynb #13a3cb07
 def take(
     b, # A batch or a part of it: tensors in tuples, lists and dicts, to any depth
     idxs:Tensor, # Positions to keep, int64
@@ -35,17 +35,17 @@ def take(
     def one(o): return o[idxs.to(o.device)] if isinstance(o, Tensor) and o.ndim and len(o)==n else o
     return tree_map(one, b)
 
-# %% ../nbs/04_filtering.ipynb #b0b9fbd6
+# %% ../nbs/04_filtering.ipynb #395e1101
 @contextmanager
 def rng_untouched(device='cpu'):
-    "Whatever random numbers are drawn inside, torch (CPU and `device`), NumPy and Python go on as if none had been."
+    "Whatever random numbers are drawn inside, torch (CPU and `device`) and Python's `random` go on as if none had been."
     device = torch.device(device)
-    py,npy,cpu = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    py,cpu = random.getstate(),torch.get_rng_state()
     mod = getattr(torch, device.type, None) if device.type!='cpu' else None
     dev = mod.get_rng_state() if mod else None
     try: yield
     finally:
-        random.setstate(py); np.random.set_state(npy); torch.set_rng_state(cpu)
+        random.setstate(py); torch.set_rng_state(cpu)
         if mod: mod.set_rng_state(dev)
 
 @contextmanager
@@ -75,7 +75,7 @@ def grads_untouched(model:nn.Module):
     finally:
         for o,g in saved: o.grad = g
 
-# %% ../nbs/04_filtering.ipynb #cddd60ef
+# %% ../nbs/04_filtering.ipynb #5d92b62d
 def at(
     setting, # A number, or a fastai schedule such as `SchedCos(1., .5)`
     pct:float # Share of the training done, in [0, 1]
@@ -95,7 +95,7 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
-# %% ../nbs/04_filtering.ipynb #08fbd4a6
+# %% ../nbs/04_filtering.ipynb #00851ccb
 @contextmanager
 def single_values(model:nn.Module):
     "A list that gets True when a BatchNorm in training mode meets one value per channel and sample: it cannot train on one sample."
@@ -106,7 +106,7 @@ def single_values(model:nn.Module):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/04_filtering.ipynb #154fe934
+# %% ../nbs/04_filtering.ipynb #5dcda6e5
 Last = namedtuple('Last', 'xb yb preds losses selection')
 Last.__doc__ = "The last batch that was scored, whole; `selection` is None where all of it was kept."
 
@@ -117,7 +117,7 @@ class _Fit:
         self.loss_func = self.two = self.now = self.scores = self.weights = self.last = self.plain = None
         self.pending,self.seen,self.n_batch,self.measure,self.warned = [],{},0,True,False
 
-# %% ../nbs/04_filtering.ipynb #9884abc9
+# %% ../nbs/04_filtering.ipynb #734b3075
 class SelectiveTraining(Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 

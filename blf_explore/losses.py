@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['batch_size', 'per_sample_loss', 'TopLoss']
 
-# %% ../nbs/01_losses.ipynb #78cedfc0
+# %% ../nbs/01_losses.ipynb #af2cb0f4
 import inspect, math, torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
-# %% ../nbs/01_losses.ipynb #acac6924
+# %% ../nbs/01_losses.ipynb #f2b7cc48
 def batch_size(
     b # A tensor, or tuples, lists and dicts of tensors
 )->int: # Length of the first tensor's first dimension
     "How many samples a batch, or a part of one, holds."
+    if isinstance(b, Tensor): return len(b)
     return next(len(o) for o in tree_flatten(b)[0] if isinstance(o, Tensor) and o.ndim)
 
-# %% ../nbs/01_losses.ipynb #364d1a8e
+# %% ../nbs/01_losses.ipynb #4e3e3efe
 def _unreduced(loss_func, preds, *targs):
     "`loss_func` with `reduction='none'`, however it takes that; None if it does not."
     if hasattr(loss_func, 'reduction'):
@@ -40,12 +41,13 @@ def _one_by_one(loss_func, preds, *targs):
     except (RuntimeError, ValueError): # code that vmap cannot trace, such as `if loss>1`
         return torch.stack([loss_func(*tree_map(lambda t: t[i:i+1], args)) for i in range(batch_size(args))])
 
-# %% ../nbs/01_losses.ipynb #649d9387
+# %% ../nbs/01_losses.ipynb #1d3c993a
 def _mean_over_kept(loss, loss_func, n, targs):
     "Mean of each sample's elements, positions that the loss ignores (padding) left out."
-    loss = loss.reshape(n, -1)
+    loss = loss.as_subclass(Tensor).reshape(n, -1)
+    if loss.shape[1]==1: return loss[:,0]
     ignore = getattr(getattr(loss_func, 'func', loss_func), 'ignore_index', None)
-    if ignore is None or loss.shape[1]==1 or not targs or targs[0].numel()!=loss.numel(): return loss.mean(1)
+    if ignore is None or not targs or targs[0].numel()!=loss.numel(): return loss.mean(1)
     axis = getattr(loss_func, 'axis', -1) # fastai's flattened losses move this axis of the target last, too
     valid = (targs[0].transpose(axis, -1).reshape(n, -1) != ignore)
     return loss.sum(1)/valid.sum(1).clamp(min=1)
@@ -60,7 +62,7 @@ def per_sample_loss(
     A loss with a `reduction` is called once, with 'none'; `loss_func.reduction` is what it was afterwards, even after an
     exception. Any other loss is called on every sample as a batch of one (vectorised by `torch.func.vmap` where that works).
     Raises `ValueError` if neither gives a number per sample."""
-    n = batch_size((preds, *targs))
+    n = batch_size(preds if isinstance(preds, Tensor) else (preds, *targs))
     loss = _unreduced(loss_func, preds, *targs)
     # a loss may have a `reduction` and not honour it
     if loss is None or loss.numel()%n or (n>1 and loss.ndim==0) or loss.numel()<n: loss = _one_by_one(loss_func, preds, *targs)
@@ -68,7 +70,7 @@ def per_sample_loss(
         raise ValueError(f"loss_func={loss_func!r} gives shape {tuple(loss.shape)} for {n} samples: give one that can be taken sample by sample")
     return _mean_over_kept(loss, loss_func, n, targs)
 
-# %% ../nbs/01_losses.ipynb #ffee1c15
+# %% ../nbs/01_losses.ipynb #27e8ce19
 class TopLoss(nn.Module):
     "The thread's trimmed loss: averages the `top_perc` largest losses of the full batch. Right gradient, no time saved."
     def __init__(self,
