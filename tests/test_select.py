@@ -40,7 +40,7 @@ def test_every_pair_on_equal_losses(n):
             for sp in np.linspace(0, 1, 11):
                 if lp==0 and sp==0: continue
                 losses = torch.full((n,), fill)
-                    got = select(losses, float(lp), float(sp)).idxs.tolist()
+                got = select(losses, float(lp), float(sp)).idxs.tolist()
                 assert got==list(range(len(got))) and got==brute_blf(losses, lp, sp)
 
 def test_defaults():
