@@ -1,0 +1,236 @@
+// The dashboard's page: it shows what Python sends and sends back what is clicked; it computes nothing.
+const CHARTS = [
+  ['samples', 'Samples kept', 'Drag loss_perc: the line moves with the very next batch, the bar of this epoch grows slower or faster.'],
+  ['time', 'Time', 'Coloured bars above the black one: this epoch cost more than plain training.'],
+  ['agreement', 'Gradient signs', 'Above the dotted line the kept samples point where all samples point, better than a random pick does.'],
+  ['accuracy', 'Accuracy', 'The plain run has the same seed and its own full schedule. By seconds each run has its own clock.'],
+]
+const SETUP = [
+  ['name', 'data', 'select'], ['path', 'folder', 'text'], ['network', 'network', 'select'], ['epochs', 'epochs', 'number'],
+  ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['plain', 'plain run beside', 'checkbox'], ['pace', 'pace', 'select'],
+]
+const PACES = {0: 'full speed', 20: '20 batches/s', 5: '5 batches/s', 1: '1 batch/s'}
+const KNOBS = [
+  ['loss_perc', 'Keep the hardest samples until they hold this share of the batch’s loss.'],
+  ['sample_perc', 'But keep at least this share of the samples.'],
+]
+
+const el = (tag, attrs = {}, ...kids) => {
+  const o = document.createElement(tag)
+  for (const [k, v] of Object.entries(attrs)) k.startsWith('on') ? o.addEventListener(k.slice(2), v) : o.setAttribute(k, v)
+  o.append(...kids)
+  return o
+}
+
+let plotly = null  // one copy for all dashboards of a page
+function loadPlotly(model, view) {
+  return plotly ??= new Promise((done, fail) => {
+    const got = async (msg, buffers) => {
+      if (msg.type !== 'plotly') return
+      model.off('msg:custom', got)
+      // its header looks for module loaders, which some pages have for themselves
+      const hide = new Blob(['const module = undefined, exports = undefined, define = undefined;\n', buffers[0], '\n;'], {type: 'text/javascript'})
+      const url = URL.createObjectURL(hide)
+      try { await import(/* webpackIgnore: true */ url); done(window.Plotly) } catch (e) { fail(e) } finally { URL.revokeObjectURL(url) }
+    }
+    model.on('msg:custom', got)
+    model.send({type: 'plotly', view})
+  })
+}
+
+async function render({model, el: host}) {
+  const view = Math.random().toString(36).slice(2)
+  const send = (type, more = {}) => model.send({type, view, ...more})
+  const fill = model.get('fill')
+  const query = fill ? location.search : ''
+  const hidden = new Set((new URLSearchParams(query).get('hide') || '').split(',').filter(Boolean))
+
+  // ---- the page
+  const button = (name, cls, type, tip) => el('button', {class: cls, title: tip, onclick: () => send(type)}, name)
+  const run = el('button', {class: 'run', title: 'Train, or pause before the next batch', onclick: () => send(run.dataset.does)}, 'Run')
+  run.dataset.does = 'run'
+  const step = button('Step', 'step', 'step', 'Train on one batch'), stepEpoch = button('Step epoch', 'step-epoch', 'step_epoch', 'Train to the end of the epoch')
+  const reset = button('Reset', 'reset', 'reset', 'Stop, and begin again with the settings below')
+  const count = {}
+  for (const k of ['epoch', 'batch', 'left']) count[k] = el('b', {class: 'n-' + k}, '–')
+  const status = el('span', {class: 'status', role: 'status'}, 'loading')
+  const header = el('header', {}, el('h1', {}, 'Does skipping easy samples pay?'), run, step, stepEpoch, reset,
+    el('div', {class: 'count'}, el('span', {}, 'epoch ', count.epoch), el('span', {}, 'batch ', count.batch), el('span', {}, 'time left ', count.left), status))
+
+  const fields = {}
+  const setup = el('div', {class: 'setup'})
+  for (const [k, label, kind] of SETUP) {
+    const f = kind === 'select' ? el('select') : el('input', {type: kind, autocomplete: 'off'})
+    if (kind === 'select') for (const [v, t] of Object.entries(k === 'pace' ? PACES : model.get('choices')[k])) f.append(el('option', {value: v}, t))
+    f.dataset.k = k
+    f.setAttribute('aria-label', label)
+    if (k === 'path') f.placeholder = 'download'
+    f.addEventListener('change', () => {
+      const v = kind === 'checkbox' ? f.checked : kind === 'number' || k === 'lr' || k === 'pace' ? (f.value.trim() === '' ? null : Number(f.value)) : f.value
+      send('set', {settings: {[k]: Number.isNaN(v) ? f.value : v}})
+    })
+    fields[k] = f
+    setup.append(el('label', {'data-for': k}, kind === 'checkbox' ? f : label, kind === 'checkbox' ? label : f))
+  }
+  const link = el('button', {class: 'link', title: 'Copy an address that opens the dashboard with these settings'}, 'Copy link')
+  if (fill) setup.append(link)
+
+  const knobs = el('div', {class: 'knobs'})
+  const sliders = {}
+  for (const [k, text] of KNOBS) {
+    const id = `${k}-${view}`
+    const out = el('output', {for: id}, '–')
+    const input = el('input', {type: 'range', id, min: 0, max: 1, step: .01, 'aria-label': k, name: k})
+    let wait = null, last = 0
+    const tell = () => { wait = null; last = performance.now(); send('set', {settings: {[k]: Number(input.value)}}) }
+    input.addEventListener('input', () => {  // at most 20 messages a second, the first at once and the last always
+      out.textContent = Number(input.value).toFixed(2)
+      wait ??= setTimeout(tell, Math.max(0, last + 50 - performance.now()))
+    })
+    sliders[k] = {input, out, busy: () => wait !== null || performance.now() - last < 400}
+    knobs.append(el('div', {class: 'knob'}, el('div', {class: 'top'}, el('label', {for: id}, k), out), input, el('p', {}, text)))
+  }
+  const device = el('p', {class: 'device'}, '')
+  knobs.append(el('p', {class: 'rule'}, 'A batch is scored first, without gradients; only what is kept is trained on. Every figure is measured here, now.'), device)
+
+  const charts = {}
+  const main = el('div', {class: 'main'}, knobs)
+  for (const [k, title, tip] of CHARTS) {
+    const value = el('span', {class: 'value'}), more = el('span', {class: 'more'}), plot = el('div', {class: 'plot'}, el('div'))
+    const head = el('div', {class: 'head', title: tip}, el('h2', {}, title), value, more)
+    if (k === 'accuracy') {
+      const by = el('button', {class: 'by', title: 'Show the same runs against epochs or against their own training time'}, 'by seconds')
+      by.addEventListener('click', () => send('by', {by: by.dataset.next}))
+      by.dataset.next = 'seconds'
+      head.append(by)
+      charts.by = by
+    }
+    charts[k] = {value, more, plot: plot.firstChild}
+    if (!hidden.has(k)) main.append(el('section', {class: 'chart ' + k, 'aria-label': title}, head, plot))
+  }
+  const pics = {kept: el('div', {class: 'pics'}), skipped: el('div', {class: 'pics'})}
+  const strip = el('div', {class: 'strip'},
+    el('div', {class: 'side kept'}, el('h2', {}, 'Hardest kept ', el('small', {}, 'of the last batch: loss, label→prediction')), pics.kept),
+    el('div', {class: 'side skipped'}, el('h2', {}, 'Easiest skipped ', el('small', {}, 'of the same batch')), pics.skipped))
+  const errorText = el('span'), error = el('div', {class: 'error', role: 'alert', hidden: ''}, errorText, el('button', {onclick: () => { error.hidden = true }}, 'OK'))
+  const veilText = el('div', {}, 'Loading'), veil = el('div', {class: 'veil'}, el('div', {}, el('div', {class: 'spin'}), veilText))
+  const root = el('div', {class: 'blf' + (fill ? ' fill' : '')}, header, setup, main, strip, error)
+  main.style.position = 'relative'
+  main.append(veil)
+  if (hidden.has('setup')) setup.remove()
+  if (hidden.has('images')) strip.remove()
+  if (!fill) { root.style.height = model.get('height') + 'px'; root.style.position = 'relative' }
+  host.append(root)
+
+  link.addEventListener('click', async () => {
+    const q = new URLSearchParams(Object.entries(shown).filter(([, v]) => v !== ''))
+    if (hidden.size) q.set('hide', [...hidden].join(','))
+    const address = `${location.origin}${location.pathname}?${q}`
+    try { await navigator.clipboard.writeText(address); link.textContent = 'Copied' } catch { prompt('The address', address) }
+    setTimeout(() => { link.textContent = 'Copy link' }, 1500)
+  })
+
+  // ---- what Python sends
+  let shown = {}
+  const show = {
+    state(s) {
+      shown = s.settings
+      for (const [k, o] of Object.entries(sliders)) if (!o.busy() && document.activeElement !== o.input || s.status === 'loading') {
+        o.input.value = s.settings[k]
+        o.out.textContent = Number(s.settings[k]).toFixed(2)
+      }
+      for (const [k, f] of Object.entries(fields)) {
+        if (f.type === 'checkbox') f.checked = s.settings[k]
+        else if (document.activeElement !== f || s.error) f.value = s.settings[k]
+      }
+      setup.querySelector('[data-for=path]').style.display = s.settings.name === 'digits' ? 'none' : ''
+      const on = s.status === 'running'
+      run.textContent = on ? 'Pause' : 'Run'
+      run.dataset.does = on ? 'pause' : 'run'
+      run.disabled = s.status === 'done' || s.status === 'error'
+      step.disabled = stepEpoch.disabled = !['ready', 'paused'].includes(s.status)
+      reset.classList.toggle('pending', s.pending)
+      reset.textContent = s.pending ? 'Reset to apply' : 'Reset'
+      status.textContent = s.status
+      count.epoch.textContent = s.epoch ? `${s.epoch}/${s.n_epoch}` : '–'
+      count.batch.textContent = s.n_iter ? `${s.batch}/${s.n_iter}` : '–'
+      count.left.textContent = s.left
+      count.batch.dataset.total = s.n_batch
+      root.dataset.status = s.status
+      root.dataset.batches = s.n_batch
+      veil.hidden = s.status !== 'loading'
+      veilText.textContent = (s.what || 'Loading') + ' …'
+      error.hidden = !s.error
+      errorText.textContent = s.error
+      device.textContent = s.device ? `Measured on: ${s.device}` : ''
+      charts.by.dataset.next = s.by === 'epoch' ? 'seconds' : 'epoch'
+      charts.by.textContent = 'by ' + charts.by.dataset.next + (s.by === 'epoch' ? '' : 's')
+      for (const [k] of CHARTS) {
+        const [value, more] = s.values[k] || ['', '']
+        charts[k].value.textContent = value
+        charts[k].more.textContent = more
+      }
+    },
+    strip(s) {
+      for (const side of ['kept', 'skipped']) {
+        const items = s ? s[side] : []
+        pics[side].replaceChildren(...(items.length ? items.map(o => el('figure', {title: `${o.label}, predicted ${o.pred}, loss ${o.loss}`},
+          el('img', {src: o.src, alt: o.label}), el('figcaption', {}, el('b', {}, o.loss)),
+          el('figcaption', {class: o.label === o.pred ? '' : 'wrong'}, o.label === o.pred ? o.label : `${o.label}→${o.pred}`)))
+          : [el('div', {class: 'none'}, s ? 'nothing was skipped' : '–')]))
+      }
+    },
+  }
+  const draw = (Plotly, k, spec) => {
+    const div = charts[k].plot
+    if (!div.isConnected) return
+    if (!spec) return void Plotly.purge(div)
+    const fs = parseFloat(getComputedStyle(root).fontSize)
+    const small = o => { o.font = {...o.font, size: fs * .92}; return o }
+    const l = spec.layout
+    l.font.size = fs * .92
+    l.legend.font.size = fs * .92
+    for (const a of l.annotations || []) small(a)
+    l.autosize = true
+    l.margin = {l: 4, r: 4, t: fs * 1.7, b: 4}
+    return Plotly.react(div, spec.data, l, {displayModeBar: false, responsive: false, doubleClick: false})
+  }
+  const specs = {}
+  const onMsg = async msg => {
+    if (msg.type !== 'update') return
+    try {
+      for (const [k, v] of Object.entries(msg.parts)) {
+        const o = JSON.parse(v)
+        if (show[k]) show[k](o)
+        else specs[k] = o
+      }
+      const changed = Object.keys(msg.parts).filter(k => !show[k])
+      if (changed.length) {
+        const Plotly = await loadPlotly(model, view)
+        for (const k of changed) draw(Plotly, k, specs[k])
+      }
+    } finally { send('ack') }
+  }
+  model.on('msg:custom', onMsg)
+  const sized = new ResizeObserver(() => window.Plotly && Object.keys(specs).forEach(k => {
+    const div = charts[k].plot
+    if (specs[k] && div.isConnected && div.clientWidth && div.data) draw(window.Plotly, k, specs[k])
+  }))
+  sized.observe(main)
+  const bye = () => send('bye')
+  const back = e => { if (e.persisted) send('hello') }
+  window.addEventListener('pagehide', bye)
+  window.addEventListener('pageshow', back)
+  send('hello', {query})
+  loadPlotly(model, view).catch(e => { errorText.textContent = `The charts cannot be drawn: ${e}`; error.hidden = false })
+  return () => {
+    bye()
+    sized.disconnect()
+    model.off('msg:custom', onMsg)
+    window.removeEventListener('pagehide', bye)
+    window.removeEventListener('pageshow', back)
+    if (window.Plotly) for (const [k] of CHARTS) window.Plotly.purge(charts[k].plot)
+  }
+}
+
+export default {render}
