@@ -6,18 +6,18 @@
 __all__ = ['Last', 'Selection', 'take', 'eval_mode', 'rng_untouched', 'buffers_untouched', 'grads_untouched', 'at', 'check_share',
            'single_values', 'SelectiveTraining']
 
-# %% ../nbs/04_filtering.ipynb #7a898b33
+# %% ../nbs/04_filtering.ipynb #180d31ad
 import random, time, warnings
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from fastai.basics import *
+from fastai.callback.mixup import MixHandler
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 from .losses import per_sample_loss, batch_size
 from .timing import PhaseTimer, device_name
 from .record import Record
 
-# %% ../nbs/04_filtering.ipynb #a28b31ab
+# %% ../nbs/04_filtering.ipynb #a1e781ad
 class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     """What a selector returns: `idxs`, positions in the batch (int64, hardest first), and `weights`, one per position
     (float, or None for a plain mean)."""
@@ -25,17 +25,23 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     def __len__(self): return len(self.idxs)
     def __iter__(self): return iter((self.idxs, self.weights))
 
-# %% ../nbs/04_filtering.ipynb #781fb008
+# %% ../nbs/04_filtering.ipynb #5e0d3462
 def take(
     b, # A batch or a part of it: tensors in tuples, lists and dicts, to any depth
     idxs:Tensor, # Positions to keep, int64
     n:int # Samples in the batch; what does not have n rows is passed on as it is
 ):
     "The chosen rows of every tensor of a batch."
-    def one(o): return o[idxs.to(o.device)] if isinstance(o, Tensor) and o.ndim and len(o)==n else o
-    return tree_map(one, b)
+    if isinstance(b, Tensor): return b[idxs.to(b.device)] if b.ndim and len(b)==n else b
+    if isinstance(b, MutableMapping):
+        res = copy(b)
+        res.update({k: take(v, idxs, n) for k,v in b.items()})
+        return res
+    if not isinstance(b, (tuple,list,L)): return b
+    parts = [take(o, idxs, n) for o in b]
+    return type(b)(*parts) if hasattr(b, '_fields') else type(b)(parts)
 
-# %% ../nbs/04_filtering.ipynb #ba945fa6
+# %% ../nbs/04_filtering.ipynb #7bc59c1b
 @contextmanager
 def eval_mode(model:nn.Module):
     "The model in eval mode; afterwards every module is in the mode it was in, those frozen in eval mode too."
@@ -45,7 +51,7 @@ def eval_mode(model:nn.Module):
     finally:
         for o in training: o.training = True
 
-# %% ../nbs/04_filtering.ipynb #db36d976
+# %% ../nbs/04_filtering.ipynb #cf1746c3
 @contextmanager
 def rng_untouched(device='cpu'):
     "Whatever random numbers are drawn inside, torch (CPU and `device`) and Python's `random` go on as if none had been."
@@ -58,17 +64,17 @@ def rng_untouched(device='cpu'):
         random.setstate(py); torch.set_rng_state(cpu)
         if mod: mod.set_rng_state(dev)
 
-# %% ../nbs/04_filtering.ipynb #9a2c4682
+# %% ../nbs/04_filtering.ipynb #d32c4bb7
 @contextmanager
 def buffers_untouched(model:nn.Module):
     "BatchNorm's statistics and other buffers are afterwards what they were."
-    saved = [(o, o.clone()) for o in model.buffers()]
+    saved = [(m, k, o, o.clone()) for m in model.modules() for k,o in m._buffers.items() if o is not None]
     try: yield
     finally:
         with torch.no_grad():
-            for o,s in saved: o.copy_(s)
+            for m,k,o,s in saved: m._buffers[k] = o.copy_(s) # the tensor itself, too: a module may have put another in its place
 
-# %% ../nbs/04_filtering.ipynb #8ca153ad
+# %% ../nbs/04_filtering.ipynb #27ac375f
 @contextmanager
 def grads_untouched(model:nn.Module):
     "`.grad` of every parameter is afterwards what it was."
@@ -78,7 +84,7 @@ def grads_untouched(model:nn.Module):
     finally:
         for o,g in saved: o.grad = g
 
-# %% ../nbs/04_filtering.ipynb #b41c3d1b
+# %% ../nbs/04_filtering.ipynb #98378a59
 def at(
     setting, # A number, or a fastai schedule such as `SchedCos(1., .5)`
     pct:float # Share of the training done, in [0, 1]
@@ -86,7 +92,7 @@ def at(
     "A setting's value at one moment of training."
     return float(setting(pct)) if callable(setting) else setting
 
-# %% ../nbs/04_filtering.ipynb #514ad939
+# %% ../nbs/04_filtering.ipynb #c17e4797
 def check_share(
     name:str, # Name of the argument, for the message
     val # A number in [0, 1], or a schedule that stays within it
@@ -99,7 +105,7 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
-# %% ../nbs/04_filtering.ipynb #bafb54d8
+# %% ../nbs/04_filtering.ipynb #727f102c
 @contextmanager
 def single_values(model:nn.Module):
     "A list that gets True when a BatchNorm in training mode meets one value per channel and sample: it cannot train on one sample."
@@ -110,18 +116,26 @@ def single_values(model:nn.Module):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/04_filtering.ipynb #16dbd59a
+# %% ../nbs/04_filtering.ipynb #3fffb4eb
 Last = namedtuple('Last', 'xb yb preds losses selection')
 Last.__doc__ = "The last batch that was scored, whole; `selection` is None where all of it was kept."
+
+@contextmanager
+def _worded():
+    "fastai words a callback's exception by its first argument, and stumbles over one that has none."
+    try: yield
+    except Exception as e:
+        e.args = e.args or (type(e).__name__,)
+        raise
 
 class _Fit:
     "What the callback knows of one fit; only the record outlives it."
     def __init__(self, record, device):
         self.record,self.device,self.timer,self.plain_timer = record,device,PhaseTimer(device),PhaseTimer(device)
         self.loss_func = self.two = self.now = self.scores = self.weights = self.last = self.plain = None
-        self.pending,self.seen,self.n_batch,self.measure,self.warned = [],{},0,True,False
+        self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
 
-# %% ../nbs/04_filtering.ipynb #9890708b
+# %% ../nbs/04_filtering.ipynb #e39cae74
 class SelectiveTraining(Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 
@@ -129,6 +143,7 @@ class SelectiveTraining(Callback):
     precision, and leaves BatchNorm, gradients and the random state as they were. Where all samples are kept the batch is
     not touched: training is then bit for bit that of the plain learner. A batch whose scores are not finite is kept whole."""
     order,run_valid,name = 55,False,'selection' # after MixedPrecision and Recorder, before ProgressCallback
+    remove_on_fetch = True # as Recorder: while FetchPredsCallback predicts, neither is there
     method,settings,_stateattrs = 'plain',(),('record','_fit')
 
     def __init__(self,
@@ -163,48 +178,55 @@ class SelectiveTraining(Callback):
         for k,v in settings.items():
             if k not in self.settings: raise ValueError(f"{k}={v!r} is no setting of {self.method}: it has {', '.join(self.settings) or 'none'}")
 
-# %% ../nbs/04_filtering.ipynb #30de32f1
+# %% ../nbs/04_filtering.ipynb #8a711fe3
 @patch
 def before_fit(self:SelectiveTraining):
     "Refuse a second selection; announce the column `n_kept` of fastai's table."
     self._fit = None
     if len(self.learn._grab_cbs(SelectiveTraining))>1:
         raise ValueError("cbs holds two callbacks that select: keep one (learn.remove_cb(SelectiveTraining) removes them)")
+    self.learn.selection = self # a second one, refused and removed by fastai, took the name with it
     self._column = self.learn.logger is not noop and hasattr(self.learn, 'recorder')
     if self._column:
         names = self.recorder.metric_names # ends with 'time', which is logged last
         names.insert(len(names)-bool(self.recorder.add_time), 'n_kept')
 
 @patch
-def before_epoch(self:SelectiveTraining): self._loss_func = self.learn.loss_func # MixUp replaces it in `before_train`
-
-@patch
 def before_train(self:SelectiveTraining):
     "Begin the record with the first epoch, and the clock with each."
     if hasattr(self.learn, 'lr_finder'): return
     if self._fit is None:
+        self.check(**{o: getattr(self, o) for o in self.settings})
         device = next(self.model.parameters()).device
         settings = {o: v if isinstance(v := getattr(self, o), (int,float)) else repr(v) for o in self.settings}
         self.record = Record(self.method, settings, device_name(device), torch.initial_seed(),
                              n_epoch=self.n_epoch, n_iter=len(self.dls.train), bs=self.dls.train.bs)
         self._fit = _Fit(self.record, device)
     f = self._fit
-    f.loss_func,f.row0,f.excl0,f.t0,f.t_epoch = self._loss_func,len(f.record.rows['batches']),f.timer.excluded_s,time.perf_counter(),None
+    f.loss_func,f.measured,f.row0 = self.learn.loss_func,{},len(f.record.rows['batches'])
+    f.excl0,f.t0,f.t_epoch = f.timer.excluded_s,time.perf_counter(),None
 
 @patch
 def after_train(self:SelectiveTraining):
     "Stop the epoch's clock, when the device has done all its work."
     f = self._fit
     if f is None: return
-    self._settle(f, wait=True)
+    self._finish(f)
     f.t_epoch = time.perf_counter()-f.t0-(f.timer.excluded_s-f.excl0)
 
 @patch
 def after_fit(self:SelectiveTraining):
-    if self._fit is not None: self._settle(self._fit, wait=True) # a cancelled fit has come past `after_train`
+    if self._fit is not None: self._finish(self._fit) # a cancelled fit has come past `after_train`
     self._fit = None
 
-# %% ../nbs/04_filtering.ipynb #e5a37a7f
+@patch
+def _finish(self:SelectiveTraining, f):
+    "Note the last batch if something cancelled the rest after it had trained, and wait for the device."
+    if f.now is not None and f.timer.marks and f.timer.marks[-1][0]=='step': self.after_batch()
+    f.now = None
+    self._settle(f, wait=True)
+
+# %% ../nbs/04_filtering.ipynb #3cf56a90
 @patch
 def before_batch(self:SelectiveTraining):
     "Score the batch, select from it, and leave the selected samples to fastai's training step."
@@ -233,20 +255,22 @@ def _settings_now(self:SelectiveTraining, f):
         new = getattr(self, o)
         old = f.seen.get(o, new)
         if old is not new and old!=new:
+            self.check(**{o: getattr(self, o) for o in self.settings})
             f.record.add('changes', epoch=self.epoch, batch=f.n_batch, setting=o, old=at(old, self.pct_train), new=at(new, self.pct_train))
         f.seen[o] = new
     res = {o: at(v, self.pct_train) for o,v in f.seen.items()}
     f.now.update(res)
     return res
 
-# %% ../nbs/04_filtering.ipynb #f5366ded
+# %% ../nbs/04_filtering.ipynb #2d80bf7c
 @patch
 def _score(self:SelectiveTraining, f, xb, yb):
     "The model's output for the whole batch, and a score per sample; no trace is left."
-    with (rng_untouched(f.device), single_values(self.model) if f.two is None else nullcontext() as single,
+    with (_worded(), rng_untouched(f.device), single_values(self.model) if f.two is None else nullcontext() as single,
           eval_mode(self.model), torch.no_grad()):
         preds = self.model(*xb)
         scores = self.score(f.loss_func, preds, *yb)
+    torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
     if single is not None: f.two = any(single)
     return preds,scores
 
@@ -271,7 +295,7 @@ def _keep(self:SelectiveTraining, f, sel, n):
     f.weights = None if sel.weights is None else sel.weights.to(f.device)
     self.learn.xb,self.learn.yb = take(self.learn.xb, sel.idxs, n),take(self.learn.yb, sel.idxs, n)
 
-# %% ../nbs/04_filtering.ipynb #a0d954b4
+# %% ../nbs/04_filtering.ipynb #49aa12d5
 @patch
 def after_loss(self:SelectiveTraining):
     "With weights: the weighted mean of the per-sample losses is what goes backward."
@@ -281,7 +305,7 @@ def after_loss(self:SelectiveTraining):
     self.learn.loss = self.learn.loss_grad.clone()
 
 @patch
-def before_step(self:SelectiveTraining):
+def after_backward(self:SelectiveTraining):
     if self._fit is not None: self._fit.timer.next('step')
 
 @patch
@@ -303,12 +327,12 @@ def _settle(self:SelectiveTraining, f, wait=False):
         t = f.timer.seconds(marks)
         step = t.get('step', 0.)
         row |= dict(kept_pct=100*row['n_kept']/row['n_seen'], t_score_s=t.get('score', 0.), t_select_s=t.get('select', 0.),
-                    t_train_s=t['train']+step, train_loss=float(row['train_loss']))
+                    t_train_s=t.get('train', 0.)+step, train_loss=float(row['train_loss']))
         f.record.add('batches', **row)
         t_plain = row['t_train_s'] if self.selector is None else f.plain_timer.seconds(plain)['plain']+step if plain else None
         if t_plain: f.record.add('plain', epoch=row['epoch'], batch=row['batch'], t_train_s=t_plain)
 
-# %% ../nbs/04_filtering.ipynb #b251a4a1
+# %% ../nbs/04_filtering.ipynb #06e4249f
 @patch
 def _is_due(self:SelectiveTraining, f):
     "Whether a plain step is timed at this batch; the first batches warm up."
@@ -319,22 +343,32 @@ def _is_due(self:SelectiveTraining, f):
 def _time_plain(self:SelectiveTraining, f, xb, yb):
     "Time forward and backward of the whole batch, and leave no trace of it."
     try:
-        with f.timer.excluded(), rng_untouched(f.device), buffers_untouched(self.model), grads_untouched(self.model):
+        with f.timer.excluded(), _worded(), rng_untouched(f.device), buffers_untouched(self.model), grads_untouched(self.model):
             f.plain_timer.start('plain')
             f.loss_func(self.model(*xb), *yb).backward()
             f.plain = f.plain_timer.stop()
-    except RuntimeError as e: # such as no memory for a whole batch, which is a reason to select
+    except RuntimeError as e: # no memory for a whole batch may be why one selects; any other error is the user's to see
+        if 'memory' not in str(e): raise
         f.measure = False
         warnings.warn(f"A plain step could not be timed, so overhead_pct stays empty: {e}")
 
-# %% ../nbs/04_filtering.ipynb #cd031140
+# %% ../nbs/04_filtering.ipynb #3ae3fdf9
+MixHandler.order = SelectiveTraining.order+1 # of the class, so that no fit has to put anything back
+
+# %% ../nbs/04_filtering.ipynb #0dc895cc
 @patch
 def _epoch_rows(self:SelectiveTraining):
     return [r for r in self._fit.record.rows['batches'][self._fit.row0:] if r['epoch']==self.epoch]
 
 @patch
 def after_validate(self:SelectiveTraining):
-    if self._column and self._fit is not None: self.recorder.log.append(sum(r['n_kept'] for r in self._epoch_rows()))
+    "Keep what fastai measured, and append the count to its table."
+    f = self._fit
+    if f is None or not hasattr(self.learn, 'recorder'): return
+    names,vals = [o for o in self.recorder.metric_names[1:] if o not in ('n_kept','time')],self.recorder.log[1:]
+    if self.recorder.cancel_train: names = names[len(names)-len(vals):] # of a cancelled part fastai logs nothing
+    f.measured = dict(zip(names, vals))
+    if self._column: self.recorder.log.append(sum(r['n_kept'] for r in self._epoch_rows()))
 
 @patch
 def after_epoch(self:SelectiveTraining):
@@ -351,7 +385,4 @@ def after_epoch(self:SelectiveTraining):
     row['overhead_pct'] = 100*(row['t_score_s']+row['t_select_s'])/plain
     probes = [r for r in f.record.rows['probes'] if r['epoch']==self.epoch and r['batch']>0]
     row |= {o: probes[-1][o] if probes else np.nan for o in ('sign_agreement','cosine')}
-    if hasattr(self.learn, 'recorder') and self.recorder.values:
-        names = [o for o in self.recorder.metric_names[1:] if o!='time']
-        row |= {k: v for k,v in zip(names, self.recorder.values[-1]) if k!='n_kept'}
-    f.record.add('epochs', **row)
+    f.record.add('epochs', **(row | f.measured))
