@@ -70,7 +70,8 @@ async function render({model, el: host}) {
       send('set', {settings: {[k]: Number.isNaN(v) ? f.value : v}})
     })
     fields[k] = f
-    setup.append(el('label', {'data-for': k}, kind === 'checkbox' ? f : label, kind === 'checkbox' ? label : f))
+    if (k === 'pace') reset.after(f)
+    else setup.append(el('label', {'data-for': k}, kind === 'checkbox' ? f : label, kind === 'checkbox' ? label : f))
   }
   const link = el('button', {class: 'link', title: 'Copy an address that opens the dashboard with these settings'}, 'Copy link')
   if (fill) setup.append(link)
@@ -91,6 +92,9 @@ async function render({model, el: host}) {
     knobs.append(el('div', {class: 'knob'}, el('div', {class: 'top'}, el('label', {for: id}, k), out), input, el('p', {}, text)))
   }
   const device = el('p', {class: 'device'}, '')
+  const far = [el('b'), el('b'), el('b')]
+  knobs.append(el('div', {class: 'so-far'}, el('h2', {}, 'So far'), el('div', {}, 'samples trained on ', far[0]),
+    el('div', {}, 'time with BLF ', far[1]), el('div', {}, 'time of the plain run ', far[2])))
   knobs.append(el('p', {class: 'rule'}, 'A batch is scored first, without gradients; only what is kept is trained on. Every figure is measured here, now.'), device)
 
   const charts = {}
@@ -165,6 +169,7 @@ async function render({model, el: host}) {
       device.textContent = s.device ? `Measured on: ${s.device}` : ''
       charts.by.dataset.next = s.by === 'epoch' ? 'seconds' : 'epoch'
       charts.by.textContent = 'by ' + charts.by.dataset.next + (s.by === 'epoch' ? '' : 's')
+      far.forEach((o, i) => { o.textContent = s.values.so_far ? s.values.so_far[i] : '–' })
       for (const [k] of CHARTS) {
         const [value, more] = s.values[k] || ['', '']
         charts[k].value.textContent = value

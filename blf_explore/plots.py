@@ -6,13 +6,13 @@
 __all__ = ['epoch_sums', 'kept_share', 'samples_spec', 'plain_times', 'paid', 'time_spec', 'agreement_spec', 'seconds_so_far',
            'accuracy_spec', 'figure', 'plot_samples', 'plot_time', 'plot_agreement', 'plot_accuracy']
 
-# %% ../nbs/12_plots.ipynb #897fa464
+# %% ../nbs/12_plots.ipynb #6c3ceb04
 import numpy as np, plotly.graph_objects as go
 from .record import Record, colors
 
-# %% ../nbs/12_plots.ipynb #c2d2508d
+# %% ../nbs/12_plots.ipynb #35cab4b4
 def _axis(title, **kw):
-    return dict(title=dict(text=title, standoff=6), showline=True, linecolor='#444', ticks='outside', ticklen=4, tickcolor='#444',
+    return dict(title=dict(text=title, standoff=4), showline=True, linecolor='#444', ticks='outside', ticklen=4, tickcolor='#444',
                 gridcolor='#e6e6e6', zeroline=False, automargin=True, fixedrange=True) | kw
 
 def _layout(x, y, **kw):
@@ -45,7 +45,7 @@ def epoch_sums(
         for o in cols: res[o].append(sum(r[o] for r in rows))
     return res
 
-# %% ../nbs/12_plots.ipynb #cdf254ad
+# %% ../nbs/12_plots.ipynb #7d063669
 def kept_share(
     rec:Record, # A record, finished or growing
     n_points:int=300 # At most so many points over the whole run
@@ -69,7 +69,7 @@ def samples_spec(
     data = [dict(type='bar', x=x, y=s['n_seen'], width=.84, name='seen', marker=dict(color='#e4e4e4'), hovertemplate='%{y} seen<extra></extra>'),
             dict(type='bar', x=x, y=s['n_kept'], width=.84, name='kept', marker=dict(color=color, opacity=.6), customdata=share,
                  hovertemplate='%{y} kept, %{customdata:.0f}%<extra></extra>'),
-            dict(type='scatter', mode='lines', x=lx.tolist(), y=(ly*full/100).tolist(), customdata=ly.tolist(), name='share kept, batch by batch',
+            dict(type='scatter', mode='lines', x=lx.tolist(), y=(ly*full/100).tolist(), customdata=ly.tolist(), name='share, batch by batch',
                  line=dict(color=color, width=2.5), hovertemplate='%{customdata:.0f}% kept<extra></extra>')]
     shapes,notes = [],[]
     changes = _merged(rec.rows['changes'])
@@ -97,7 +97,7 @@ def _merged(changes):
         else: res.append(dict(c, last=c['batch']))
     return res
 
-# %% ../nbs/12_plots.ipynb #1ed0e3b3
+# %% ../nbs/12_plots.ipynb #a1984a61
 def plain_times(
     rec:Record, # A record of a selecting run
     plain:Record=None # A plain run measured beside it; None: the plain steps that `rec` sampled
@@ -131,8 +131,8 @@ def time_spec(
     left,right = [e+.28 for e in s['epoch']],[e+.72 for e in s['epoch']]
     zeros = [0.]*len(left)
     train,score = s['t_train_s'],s['t_score_s']
-    data = [bar('plain epoch', tp, zeros, '#000000', left, .4, opacity=.75),
-            bar(f'{rec.method}: training', train, zeros, colors.get(rec.method, colors['BLF']), right, .4),
+    data = [bar('plain', tp, zeros, '#000000', left, .4, opacity=.75),
+            bar(f'{rec.method} training', train, zeros, colors.get(rec.method, colors['BLF']), right, .4),
             bar('scoring', score, train, colors['scoring'], right, .4),
             bar('selecting', s['t_select_s'], [a+b for a,b in zip(train, score)], colors['selecting'], right, .4)]
     tops = [np.nanmax([a+b+c, t, 0]) for a,b,c,t in zip(train, score, s['t_select_s'], tp)]
@@ -146,7 +146,7 @@ def time_spec(
     return dict(data=data, layout=_layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis(f'training time, {unit}', range=[0, top]),
                                           barmode='overlay', annotations=notes))
 
-# %% ../nbs/12_plots.ipynb #90bf9f6a
+# %% ../nbs/12_plots.ipynb #17b1c1f2
 def agreement_spec(
     rec:Record # A record of a run with `GradientProbe`
 )->dict: # Plotly's `data` and `layout`
@@ -156,7 +156,7 @@ def agreement_spec(
     def line(name, col, color, **kw):
         return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name, line=dict(color=color, width=2.5, **kw),
                     marker=dict(size=6), hovertemplate='%{y:.0f}%<extra>'+name+'</extra>')
-    data = [line('random pick of the same size', 'random_sign_agreement', colors['random'], dash='dot'),
+    data = [line('random pick, same size', 'random_sign_agreement', colors['random'], dash='dot'),
             line(f'kept by {rec.method}', 'sign_agreement', colors.get(rec.method, colors['BLF']))]
     low = min([45.]+[100*r[o]-3 for r in rows for o in ('sign_agreement','random_sign_agreement') if np.isfinite(r[o])])
     layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[low, 101]),
@@ -164,7 +164,7 @@ def agreement_spec(
                      annotations=[dict(xref='paper', x=1, xanchor='right', y=80, yanchor='top', text='80% claimed', showarrow=False, font=dict(size=13, color='#444'))])
     return dict(data=data, layout=layout)
 
-# %% ../nbs/12_plots.ipynb #7478fba4
+# %% ../nbs/12_plots.ipynb #d1bb4476
 def seconds_so_far(rec): 
     "Training time from the start to the end of each epoch, selection's own cost included."
     return np.cumsum([r['t_score_s']+r['t_select_s']+r['t_train_s'] for r in rec.rows['epochs']]).tolist()
@@ -172,28 +172,28 @@ def seconds_so_far(rec):
 def accuracy_spec(
     recs:dict, # {name: record}, one colour each by the record's method
     by:str='epoch', # 'epoch', or 'seconds' of training time
-    metric:str='accuracy' # Column of `epochs` for the upper panel, in [0, 1]
+    metric:str='accuracy' # Column of `epochs` for the left panel, in [0, 1]
 )->dict: # Plotly's `data` and `layout`
-    "Accuracy above and validation loss below, by epoch or by seconds of training, each run's own time."
+    "Accuracy and validation loss side by side, by epoch or by seconds of training, each run's own time."
     if by not in ('epoch','seconds'): raise ValueError(f"by={by!r} is not accepted: choose 'epoch' or 'seconds'")
     data,accs,losses,ends = [],[],[],[1e-9]
     for name,rec in recs.items():
         rows = rec.rows['epochs']
         x = [r['epoch']+1 for r in rows] if by=='epoch' else seconds_so_far(rec)
         ends += x
-        for col,scale,axis,tip in ((metric,100,'y','%{y:.1f}%'), ('valid_loss',1,'y2','%{y:.3f}')):
+        for col,scale,axis,tip in ((metric,100,'','%{y:.1f}%'), ('valid_loss',1,'2','%{y:.3f}')):
             y = [scale*r[col] for r in rows if col in r]
-            (accs if axis=='y' else losses).extend(y[len(y)//4:])
-            data.append(dict(type='scatter', mode='lines+markers', x=x, y=y, name=name, legendgroup=name, showlegend=axis=='y', yaxis=axis,
+            (losses if axis else accs).extend(y[len(y)//4:])
+            data.append(dict(type='scatter', mode='lines+markers', x=x, y=y, name=name, legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis,
                              line=dict(color=colors.get(rec.method, colors['BLF']), width=2.5), marker=dict(size=5), hovertemplate=tip+f'<extra>{name}</extra>'))
     n = max([_n_epoch(o) for o in recs.values()], default=1)
     low = 10*np.floor(min(accs)/10) if accs else 0
     high = 1.15*max(losses) if losses else 1
-    xaxis = _axis('epoch', range=[0, n]) if by=='epoch' else _axis('seconds of training', range=[0, 1.02*max(ends)], rangemode='tozero')
-    return dict(data=data, layout=_layout(xaxis | dict(anchor='y2'), _axis('accuracy, %', domain=[.5, 1], range=[low, 100.5]),
-                                          yaxis2=_axis('validation loss', domain=[0, .42], range=[0, high])))
+    def x(**kw): return _axis('epoch', range=[0, n], **kw) if by=='epoch' else _axis('seconds of training', range=[0, 1.02*max(ends)], **kw)
+    return dict(data=data, layout=_layout(x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]), xaxis2=x(domain=[.58, 1], anchor='y2'),
+                                          yaxis2=_axis('validation loss', anchor='x2', range=[0, high])))
 
-# %% ../nbs/12_plots.ipynb #c415b668
+# %% ../nbs/12_plots.ipynb #67273951
 def figure(
     spec:dict, # `data` and `layout` of one of the `*_spec` functions
     title:str=None, # Above the plot
@@ -220,4 +220,4 @@ def plot_agreement(rec:Record, **kwargs)->go.Figure:
 
 def plot_accuracy(recs:dict, by='epoch', metric='accuracy', **kwargs)->go.Figure:
     "`accuracy_spec` as a figure."
-    return figure(accuracy_spec(recs, by, metric), **({'height': 480} | kwargs))
+    return figure(accuracy_spec(recs, by, metric), **kwargs)

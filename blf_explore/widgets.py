@@ -6,18 +6,18 @@
 __all__ = ['dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'check_settings', 'Turns', 'Lane', 'Session', 'png_uri',
            'strip', 'LiveDashboard', 'plotly_js', 'from_query']
 
-# %% ../nbs/13_widgets.ipynb #17ca0ec3
+# %% ../nbs/13_widgets.ipynb #c487bb0c
 import base64, importlib, io, json, math, random, threading, time
 from pathlib import Path
 from urllib.parse import parse_qsl
 import anywidget, numpy as np, traitlets
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, paid, plain_times, epoch_sums
 
-# %% ../nbs/13_widgets.ipynb #0aea9666
+# %% ../nbs/13_widgets.ipynb #521ee8e1
 dashboard_data = dict(digits='Digits 8×8', fashion_mnist='Fashion-MNIST', cifar10='CIFAR-10', imagenette='Imagenette',
                       imagewoof='ImageWoof', folder='a folder of images')
 dashboard_networks = dict(convnet='convnet (4 conv.)', resnet='resnet (13 conv.)', mlp='MLP (2 hidden)')
-dashboard_defaults = dict(name='digits', network='convnet', epochs=40, lr=.01, bs=64, seed=42, loss_perc=.9, sample_perc=0., plain=True,
+dashboard_defaults = dict(name='digits', network='convnet', epochs=30, lr=.01, bs=64, seed=42, loss_perc=.9, sample_perc=0., plain=True,
                           pace=0., path='', label_noise=0.)
 _ranges = dict(loss_perc=(float,0,1), sample_perc=(float,0,1), label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1),
                lr=(float,1e-8,100), pace=(float,0,1000))
@@ -43,7 +43,7 @@ def check_settings(
     if s['name']=='folder' and not s['path']: raise ValueError("path='' is not accepted for name='folder': give a folder of images")
     return s
 
-# %% ../nbs/13_widgets.ipynb #2580fe76
+# %% ../nbs/13_widgets.ipynb #e12913bd
 class Turns:
     """Threads that train one at a time, a batch each, in a fixed order: a round is one batch of everyone.
 
@@ -108,7 +108,7 @@ class Turns:
             self.stopped = True
             self.cond.notify_all()
 
-# %% ../nbs/13_widgets.ipynb #ab2e1a42
+# %% ../nbs/13_widgets.ipynb #f36da561
 def _lib(name): return importlib.import_module(f'blf_explore.{name}') # torch and fastai come in here, behind the page's back
 
 class Lane:
@@ -124,7 +124,7 @@ class Lane:
         self.n_iter = len(dls.train)
         cbs = [filtering.SelectiveTraining() if method=='plain' else
                blf.BatchLossFilter(settings['loss_perc'], settings['sample_perc'], plain_every=0 if settings['plain'] else 20)]
-        if method!='plain': cbs.append(gradients.GradientProbe(n=512 if hasattr(dls.train_ds, 'image') else 64, every=max(1, self.n_iter//3)))
+        if method!='plain': cbs.append(gradients.GradientProbe(n=256 if hasattr(dls.train_ds, 'image') else 64, every=max(1, self.n_iter//2)))
         hook = Callback(before_batch=lambda o: self._before_batch(), after_batch=lambda o: self._after_batch())
         hook.order = -100
         self.learn = Learner(dls, data.get_model(settings['network'], dls), metrics=accuracy, cbs=[*cbs, hook])
@@ -170,7 +170,7 @@ class Lane:
             self.turns.leave(self.i)
             self.changed()
 
-# %% ../nbs/13_widgets.ipynb #9de946cd
+# %% ../nbs/13_widgets.ipynb #65eaea27
 class Session:
     "The trainings of one set-up: the method's and, beside it, the plain one, taking turns batch by batch."
     def __init__(self, settings, data, changed):
@@ -233,7 +233,7 @@ class Session:
         for o in [self.thread, *[o.thread for o in self.lanes]]:
             if o.is_alive() and o is not threading.current_thread(): o.join(timeout)
 
-# %% ../nbs/13_widgets.ipynb #d38c281c
+# %% ../nbs/13_widgets.ipynb #022c2d0f
 def png_uri(
     im # Image, array (height, width) or (height, width, 3), values in [0, 1]
 )->str: # A `data:` address
@@ -244,6 +244,8 @@ def png_uri(
     if max(im.size)>96: im.thumbnail((96,96))
     im.save(f, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(f.getvalue()).decode()
+
+def _loss(o): return f'{o:.2f}' if o>=.1 else f'{o:.3f}' if o>=.001 else '<0.001'
 
 def strip(
     last, # `learn.selection.last`
@@ -260,7 +262,7 @@ def strip(
         x = last.xb[0][i].detach().float().cpu()
         im = ds.image(x) if hasattr(ds, 'image') else (x-x.min())/(x.max()-x.min()).clamp(min=1e-6)
         im = im.permute(1,2,0).numpy()
-        return dict(src=png_uri(im[...,0] if im.shape[-1]==1 else im), loss=f'{last.losses[i]:.2f}' if last.losses[i]>=.005 else f'{last.losses[i]:.0e}',
+        return dict(src=png_uri(im[...,0] if im.shape[-1]==1 else im), loss=_loss(last.losses[i]),
                     label=vocab[int(last.yb[0][i])], pred=vocab[pred[i]])
     return dict(kept=[one(i) for i in kept[:n]], skipped=[one(i) for i in skipped[:n]])
 
@@ -273,7 +275,7 @@ def _finite(o):
 
 def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}' if math.isfinite(s) else '–'
 
-# %% ../nbs/13_widgets.ipynb #87a88d6e
+# %% ../nbs/13_widgets.ipynb #db31d42e
 class LiveDashboard(anywidget.AnyWidget):
     """BatchLossFilter trains a network while somebody drags `loss_perc` and `sample_perc`; beside it trains the plain run.
 
@@ -460,12 +462,15 @@ class LiveDashboard(anywidget.AnyWidget):
         save = paid(rec, plain)[-1]
         if math.isfinite(save):
             over = 100*(sums['t_score_s'][-1]+sums['t_select_s'][-1])/plain_times(rec, plain)[-1]
-            res['time'] = [f"{abs(save):.0f}% {'less' if save>0 else 'more'}", f"time than plain in epoch {e}: {'it paid' if save>0 else 'it did not pay'}; overhead {over:.0f}%"]
-        if probes: res['agreement'] = [f"{100*probes[-1]['sign_agreement']:.0f}%", f"of signs agree; random pick of the same size {100*probes[-1]['random_sign_agreement']:.0f}%"]
+            res['time'] = [f"{-save:+.0f}%".replace('-', '−'), f"beside plain in epoch {e}: {'it paid' if save>0 else 'it did not pay'}; overhead {over:.0f}%"]
+        if probes: res['agreement'] = [f"{100*probes[-1]['sign_agreement']:.0f}%", f"of signs agree; a random pick: {100*probes[-1]['random_sign_agreement']:.0f}%"]
         if ends and 'accuracy' in ends[-1]:
             other = plain.rows['epochs'] if plain else []
             beside = f"; plain {100*other[len(ends)-1]['accuracy']:.1f}%" if len(other)>=len(ends) else ''
-            res['accuracy'] = [f"{100*ends[-1]['accuracy']:.1f}%", f"accuracy after epoch {len(ends)}{beside}"]
+            res['accuracy'] = [f"{100*ends[-1]['accuracy']:.1f}%", f"after epoch {len(ends)}{beside}"]
+        used,t = sum(r['n_kept'] for r in rows)/max(1, sum(r['n_seen'] for r in rows)),sum(map(sum, (sums[o] for o in ('t_score_s','t_select_s','t_train_s'))))
+        t_plain = sum(plain_times(rec, plain))
+        res['so_far'] = [f'{100*used:.0f}%', f'{t:.1f} s', f'{t_plain:.1f} s' if math.isfinite(t_plain) else '–']
         return res
 
 def plotly_js()->bytes:
