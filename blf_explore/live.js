@@ -127,7 +127,7 @@ async function render({model, el: host}) {
   host.append(root)
 
   link.addEventListener('click', async () => {
-    const q = new URLSearchParams(Object.entries(shown).filter(([, v]) => v !== ''))
+    const q = new URLSearchParams(Object.entries(shown).filter(([, v]) => v !== null))
     if (hidden.size) q.set('hide', [...hidden].join(','))
     const address = `${location.origin}${location.pathname}?${q}`
     try { await navigator.clipboard.writeText(address); link.textContent = 'Copied' } catch { prompt('The address', address) }
@@ -145,7 +145,7 @@ async function render({model, el: host}) {
       }
       for (const [k, f] of Object.entries(fields)) {
         if (f.type === 'checkbox') f.checked = s.settings[k]
-        else if (document.activeElement !== f || s.error) f.value = s.settings[k]
+        else if (document.activeElement !== f || s.error) f.value = s.settings[k] ?? ''
       }
       setup.querySelector('[data-for=path]').style.display = s.settings.name === 'digits' ? 'none' : ''
       const on = s.status === 'running'

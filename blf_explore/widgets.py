@@ -6,19 +6,17 @@
 __all__ = ['dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'check_settings', 'Turns', 'Lane', 'Session', 'png_uri',
            'strip', 'LiveDashboard', 'plotly_js', 'from_query']
 
-# %% ../nbs/13_widgets.ipynb #c487bb0c
-import base64, importlib, io, json, math, random, threading, time
+# %% ../nbs/13_widgets.ipynb #c0776eff
+import base64, importlib, inspect, io, json, math, random, threading, time
 from pathlib import Path
 from urllib.parse import parse_qsl
 import anywidget, numpy as np, traitlets
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, paid, plain_times, epoch_sums
 
-# %% ../nbs/13_widgets.ipynb #521ee8e1
+# %% ../nbs/13_widgets.ipynb #ec213152
 dashboard_data = dict(digits='Digits 8×8', fashion_mnist='Fashion-MNIST', cifar10='CIFAR-10', imagenette='Imagenette',
                       imagewoof='ImageWoof', folder='a folder of images')
 dashboard_networks = dict(convnet='convnet (4 conv.)', resnet='resnet (13 conv.)', mlp='MLP (2 hidden)')
-dashboard_defaults = dict(name='digits', network='convnet', epochs=30, lr=.01, bs=64, seed=42, loss_perc=.9, sample_perc=0., plain=True,
-                          pace=0., path='', label_noise=0.)
 _ranges = dict(loss_perc=(float,0,1), sample_perc=(float,0,1), label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1),
                lr=(float,1e-8,100), pace=(float,0,1000))
 
@@ -37,13 +35,13 @@ def check_settings(
         raise ValueError("loss_perc=0 and sample_perc=0 would keep nothing: give at least one of them a number above 0, up to 1")
     for k,known in (('name',dashboard_data), ('network',dashboard_networks)):
         if s[k] not in known: raise ValueError(f"{k}={s[k]!r} is not known: choose one of {', '.join(map(repr, known))}")
-    s['path'] = str(s['path'] or '')
+    s['path'] = str(s['path']) if s['path'] else None
     if s['path'] and not Path(s['path']).is_dir():
         raise FileNotFoundError(f"path={s['path']!r} is not a folder: give one that holds the data set, or none")
-    if s['name']=='folder' and not s['path']: raise ValueError("path='' is not accepted for name='folder': give a folder of images")
+    if s['name']=='folder' and not s['path']: raise ValueError("path=None is not accepted for name='folder': give a folder of images")
     return s
 
-# %% ../nbs/13_widgets.ipynb #e12913bd
+# %% ../nbs/13_widgets.ipynb #038f680e
 class Turns:
     """Threads that train one at a time, a batch each, in a fixed order: a round is one batch of everyone.
 
@@ -108,7 +106,7 @@ class Turns:
             self.stopped = True
             self.cond.notify_all()
 
-# %% ../nbs/13_widgets.ipynb #f36da561
+# %% ../nbs/13_widgets.ipynb #bb9e2517
 def _lib(name): return importlib.import_module(f'blf_explore.{name}') # torch and fastai come in here, behind the page's back
 
 class Lane:
@@ -170,7 +168,7 @@ class Lane:
             self.turns.leave(self.i)
             self.changed()
 
-# %% ../nbs/13_widgets.ipynb #65eaea27
+# %% ../nbs/13_widgets.ipynb #a4cbc3bb
 class Session:
     "The trainings of one set-up: the method's and, beside it, the plain one, taking turns batch by batch."
     def __init__(self, settings, data, changed):
@@ -188,7 +186,7 @@ class Session:
             key = s['name'],s['path'],s['bs'],s['label_noise'],s['seed']
             if self.data.get('key')!=key:
                 self.data.clear() # before the next is loaded: both may not fit
-                self.data.update(dls=_lib('data').get_dls(s['name'], bs=s['bs'], path=s['path'] or None, label_noise=s['label_noise'], seed=s['seed']), key=key)
+                self.data.update(dls=_lib('data').get_dls(s['name'], bs=s['bs'], path=s['path'], label_noise=s['label_noise'], seed=s['seed']), key=key)
             dls = self.data['dls']
             if not len(dls.train): raise ValueError(f"bs={s['bs']!r} is not accepted: the training set has only {len(dls.train_ds)} images")
             self._say('Building the network')
@@ -233,7 +231,7 @@ class Session:
         for o in [self.thread, *[o.thread for o in self.lanes]]:
             if o.is_alive() and o is not threading.current_thread(): o.join(timeout)
 
-# %% ../nbs/13_widgets.ipynb #022c2d0f
+# %% ../nbs/13_widgets.ipynb #debe4fca
 def png_uri(
     im # Image, array (height, width) or (height, width, 3), values in [0, 1]
 )->str: # A `data:` address
@@ -275,7 +273,7 @@ def _finite(o):
 
 def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}' if math.isfinite(s) else '–'
 
-# %% ../nbs/13_widgets.ipynb #db31d42e
+# %% ../nbs/13_widgets.ipynb #eaaa4d1f
 class LiveDashboard(anywidget.AnyWidget):
     """BatchLossFilter trains a network while somebody drags `loss_perc` and `sample_perc`; beside it trains the plain run.
 
@@ -286,11 +284,23 @@ class LiveDashboard(anywidget.AnyWidget):
     height = traitlets.Int(700).tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
     def __init__(self,
+        name:str='digits', # Data set: one of `dashboard_data`
+        network:str='convnet', # One of `dashboard_networks`
+        epochs:int=30, # Of a run
+        lr:float=.01, # Highest learning rate of the one-cycle schedule
+        bs:int=64, # Batch size
+        seed:int=42, # Of the split, the weights and the shuffling, the same for both runs
+        loss_perc:float=.9, # Where the first slider begins, in [0, 1]
+        sample_perc:float=0., # Where the second slider begins, in [0, 1]
+        plain:bool=True, # Train the plain run beside
+        pace:float=0., # At most so many batches a second; 0: full speed
+        path=None, # Folder that holds the data set, or of images for name='folder'
+        label_noise:float=0., # Share of the training labels to flip, in [0, 1]
         fill:bool=False, # Cover the whole page, as the Voila app does
-        height:int=700, # Pixels in a notebook, at least 600
-        **settings # Any of `dashboard_defaults`: name, network, epochs, lr, bs, seed, loss_perc, sample_perc, plain, pace, path, label_noise
+        height:int=700 # Pixels in a notebook
     ):
-        self.settings = check_settings(**settings)
+        self.settings = check_settings(name=name, network=network, epochs=epochs, lr=lr, bs=bs, seed=seed, loss_perc=loss_perc, sample_perc=sample_perc,
+                                       plain=plain, pace=pace, path=path, label_noise=label_noise)
         self._lock,self._wake,self._data = threading.RLock(),threading.Event(),{}
         self._urgent,self._views,self._sent,self._pending,self._speed = threading.Event(),set(),{},{},[]
         self._closed,self._skipped,self._awaiting,self._message,self._by,self._t_strip = False,False,0.,'','epoch',0.
@@ -473,6 +483,8 @@ class LiveDashboard(anywidget.AnyWidget):
         res['so_far'] = [f'{100*used:.0f}%', f'{t:.1f} s', f'{t_plain:.1f} s' if math.isfinite(t_plain) else '–']
         return res
 
+dashboard_defaults = {k: v.default for k,v in inspect.signature(LiveDashboard).parameters.items() if k not in ('fill','height')}
+
 def plotly_js()->bytes:
     "plotly.js as the plotly package ships it."
     from plotly.offline import get_plotlyjs
@@ -483,7 +495,7 @@ def from_query(
 )->dict: # The settings in it; what is no setting is left out
     "Settings out of an address, so that a teacher can hand out a prepared dashboard."
     def value(k, v):
-        typ = type(dashboard_defaults[k])
+        typ = str if k=='path' else type(dashboard_defaults[k])
         try: return v.lower() not in ('0','false','no','off') if typ is bool else typ(v)
         except ValueError: return v # `check_settings` says what is wrong with it
     return {k: value(k, v) for k,v in parse_qsl(query.lstrip('?')) if k in dashboard_defaults}
