@@ -11,6 +11,7 @@ class Rows(torch.utils.data.Dataset):
     def __init__(self, *ts): self.ts = ts
     def __len__(self): return len(self.ts[0])
     def __getitem__(self, i): return tuple(o[i] for o in self.ts)
+    def new_empty(self): return Rows(*[o[:0] for o in self.ts]) # for `learn.export`
 
 def blobs(n=90, n_valid=20, d=6, c=3, seed=0):
     "A small classification problem: (train, valid) datasets."

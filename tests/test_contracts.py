@@ -2,6 +2,7 @@
 import copy, functools, pickle, re, warnings
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pytest, torch
+from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.schedule import SchedLin, SchedCos, combine_scheds
 from blf_explore.blf import BatchLossFilter, select
 from blf_explore.filtering import SelectiveTraining
@@ -137,3 +138,125 @@ def test_scoring_sees_eval_mode_and_no_grad():
     train = [o for o in seen if o[0]]
     assert len(train)==6 and all(o[1] for o in train) and sum(o[2] for o in train)<90
     assert seen[0]==(False, False, 16) and seen[2]==(False, False, 16)
+
+# ---- nothing outlives a fit
+
+class Boom(Exception): pass
+
+class FailingLoss(nn.Module):
+    "Raises `exc` at call `at`; a loss that has a `reduction`."
+    def __init__(self, exc=None, at=None):
+        super().__init__()
+        self.reduction,self.exc,self.at,self.n,self.seen = 'mean',exc,at,0,[]
+    def forward(self, p, y):
+        self.n += 1
+        self.seen.append(self.reduction)
+        if self.n==self.at: raise self.exc
+        return F.cross_entropy(p, y, reduction=self.reduction)
+
+class FailingNet(nn.Module):
+    "Raises `exc` at forward `at`, in the middle of the model; one BatchNorm is frozen."
+    def __init__(self, exc=None, at=None):
+        super().__init__()
+        self.net,self.exc,self.at,self.n = bn_net(),exc,at,0
+        self.net[1].register_forward_pre_hook(lambda *_: None) # a user's own hook stays
+    def forward(self, x):
+        self.n += 1
+        x = self.net[:3](x)
+        if self.n==self.at: raise self.exc
+        return self.net[3:](x)
+
+class Freeze(Callback):
+    run_valid = False
+    def before_train(self): self.model.net[1].eval()
+
+class FailingCallback(Callback):
+    def __init__(self, exc, event, at=3, order=0):
+        self.fail,self.event,self.hit_at,self.hits,self.order = exc,event,at,0,order
+    def _hit(self, event):
+        if event!=self.event or not self.training: return
+        self.hits += 1
+        if self.hits==self.hit_at: raise self.fail
+for _e in ('before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step','after_batch'):
+    setattr(FailingCallback, _e, functools.partialmethod(FailingCallback._hit, _e))
+
+def hooks(model): return [(len(o._forward_pre_hooks), len(o._forward_hooks), len(o._backward_hooks)) for o in model.modules()]
+
+def traces(learn):
+    "What a fit could leave changed, besides what it trained."
+    return dict(loss_func=id(learn.loss_func), reduction=learn.loss_func.reduction, metrics=[id(o) for o in learn.metrics],
+                cbs=[id(o) for o in learn.cbs], hooks=hooks(learn.model), logger=learn.logger, dls=id(learn.dls),
+                grad=torch.is_grad_enabled(), modes=[o.training for o in learn.model.modules()])
+
+fit_ends = dict(
+    loss_scoring=lambda e: dict(loss_func=FailingLoss(e, 5)), loss_training=lambda e: dict(loss_func=FailingLoss(e, 4)), # odd calls score
+    loss_first=lambda e: dict(loss_func=FailingLoss(e, 1)), model_scoring=lambda e: dict(model=FailingNet(e, 5)),
+    model_first=lambda e: dict(model=FailingNet(e, 1)), model_training=lambda e: dict(model=FailingNet(e, 4)),
+    **{f'{ev}_{order}': (lambda e, ev=ev, order=order: dict(cbs=FailingCallback(e, ev, order=order)))
+       for ev in ('before_batch','after_pred','after_loss','before_step','after_batch') for order in (0, 58)})
+
+@pytest.mark.parametrize('where', fit_ends)
+@pytest.mark.parametrize('exc', [RuntimeError('boom'), KeyboardInterrupt(), CancelFitException(), CancelTrainException(), CancelEpochException(), CancelBatchException()],
+                         ids=lambda o: type(o).__name__)
+def test_nothing_is_left_behind(where, exc):
+    if type(exc) is CancelBatchException and where.startswith('after_batch'): return # fastai has no handler for it there
+    kw = fit_ends[where](exc)
+    kw = dict(dict(model=FailingNet, loss_func=FailingLoss()), **kw)
+    kw['cbs'] = L(kw.get('cbs')) + Freeze()
+    learn = make_learner(**kw).batch_loss_filter(.5, plain_every=0)
+    before = traces(learn)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if type(exc) in (RuntimeError, KeyboardInterrupt):
+            with pytest.raises(type(exc)): learn.fit(2)
+            assert {k: v for k,v in traces(learn).items() if k!='modes'}=={k: v for k,v in before.items() if k!='modes'}
+            assert [o.training for o in learn.model.modules()]==[o is not learn.model.net[1] for o in learn.model.modules()]
+        else:
+            learn.fit(2)
+            assert {k: v for k,v in traces(learn).items() if k!='modes'}=={k: v for k,v in before.items() if k!='modes'}
+    # and what comes after is a fit like any other
+    learn.fit(1)
+    b = learn.selection.batches
+    assert len(b)==6 and b.n_seen.sum()==90 and b.n_kept.sum()<90 and len(learn.selection.epochs)==1
+    learn.remove_cb(BatchLossFilter)
+    learn.fit(1)
+    assert learn.validate()[0]>0
+
+@pytest.mark.parametrize('exc,words', [(Boom, ''), (Boom('said so'), 'said so'), (ValueError('x', 2), 'x')])
+@pytest.mark.parametrize('at', [1, 2, 9])
+@pytest.mark.parametrize('plain_every', [0, 2])
+def test_the_users_exception_arrives(exc, words, at, plain_every):
+    "Of its own type and with its own words, wherever it was raised."
+    for kw in dict(loss_func=FailingLoss(exc, at)),dict(model=FailingNet(exc, at)):
+        learn = make_learner(**kw).batch_loss_filter(.5, plain_every=plain_every)
+        with pytest.raises(exc if isinstance(exc, type) else type(exc), match=words): learn.fit(2)
+
+def test_interrupted_then_removed_is_plain():
+    "After Ctrl-C and removal the learner trains as one that never had the callback."
+    def run(blf):
+        learn = make_learner(loss_func=FailingLoss())
+        if blf:
+            learn.loss_func.exc,learn.loss_func.at = KeyboardInterrupt(),1 # the first scoring: nothing has trained yet
+            learn.batch_loss_filter(.5)
+            with pytest.raises(KeyboardInterrupt): learn.fit(1)
+            learn.remove_cb(BatchLossFilter)
+        random.seed(5); torch.manual_seed(5)
+        learn.model.load_state_dict({k: v for k,v in make_learner().model.state_dict().items()})
+        random.seed(5); torch.manual_seed(5)
+        learn.dls.train.rng = random.Random(5)
+        learn.fit(2, 1e-2, reset_opt=True)
+        return learn
+    plain,blf = run(False),run(True)
+    assert_same(state(plain), state(blf))
+    assert blf.recorder.metric_names==plain.recorder.metric_names
+
+def test_cancelled_batches_in_the_record():
+    "A cancelled epoch or train phase keeps the rows of the batches that trained, the last one too."
+    for exc,n in (CancelTrainException, 3),(CancelEpochException, 3),(CancelFitException, 3):
+        learn = make_learner(cbs=FailingCallback(exc(), 'after_batch', at=3)).batch_loss_filter(.5)
+        learn.fit(1)
+        assert len(learn.selection.batches)==n and learn.selection.batches.n_seen.tolist()==[16]*3
+    for event in 'before_batch','after_pred','after_loss':
+        learn = make_learner(cbs=FailingCallback(CancelTrainException(), event, at=3, order=58)).batch_loss_filter(.5)
+        learn.fit(1)
+        assert len(learn.selection.batches)==2
