@@ -6,8 +6,8 @@
 __all__ = ['Last', 'Selection', 'take', 'eval_mode', 'rng_untouched', 'buffers_untouched', 'grads_untouched', 'at', 'check_share',
            'single_values', 'SelectiveTraining']
 
-# %% ../nbs/04_filtering.ipynb #180d31ad
-import random, time, warnings
+# %% ../nbs/04_filtering.ipynb #75880a9d
+import math, random, time, warnings
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from fastai.basics import *
@@ -17,7 +17,7 @@ from .losses import per_sample_loss, batch_size
 from .timing import PhaseTimer, device_name
 from .record import Record
 
-# %% ../nbs/04_filtering.ipynb #a1e781ad
+# %% ../nbs/04_filtering.ipynb #1e975e35
 class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     """What a selector returns: `idxs`, positions in the batch (int64, hardest first), and `weights`, one per position
     (float, or None for a plain mean)."""
@@ -25,7 +25,7 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     def __len__(self): return len(self.idxs)
     def __iter__(self): return iter((self.idxs, self.weights))
 
-# %% ../nbs/04_filtering.ipynb #5e0d3462
+# %% ../nbs/04_filtering.ipynb #ea3792bc
 def take(
     b, # A batch or a part of it: tensors in tuples, lists and dicts, to any depth
     idxs:Tensor, # Positions to keep, int64
@@ -41,17 +41,17 @@ def take(
     parts = [take(o, idxs, n) for o in b]
     return type(b)(*parts) if hasattr(b, '_fields') else type(b)(parts)
 
-# %% ../nbs/04_filtering.ipynb #7bc59c1b
+# %% ../nbs/04_filtering.ipynb #456837a3
 @contextmanager
 def eval_mode(model:nn.Module):
     "The model in eval mode; afterwards every module is in the mode it was in, those frozen in eval mode too."
-    training = [o for o in model.modules() if o.training]
-    for o in training: o.training = False
+    training = [vars(o) for o in model.modules() if o.training] # `nn.Module` sets an attribute many times slower
+    for o in training: o['training'] = False
     try: yield
     finally:
-        for o in training: o.training = True
+        for o in training: o['training'] = True
 
-# %% ../nbs/04_filtering.ipynb #cf1746c3
+# %% ../nbs/04_filtering.ipynb #e5247c50
 @contextmanager
 def rng_untouched(device='cpu'):
     "Whatever random numbers are drawn inside, torch (CPU and `device`) and Python's `random` go on as if none had been."
@@ -64,7 +64,7 @@ def rng_untouched(device='cpu'):
         random.setstate(py); torch.set_rng_state(cpu)
         if mod: mod.set_rng_state(dev)
 
-# %% ../nbs/04_filtering.ipynb #d32c4bb7
+# %% ../nbs/04_filtering.ipynb #db0aa55b
 @contextmanager
 def buffers_untouched(model:nn.Module):
     "BatchNorm's statistics and other buffers are afterwards what they were."
@@ -74,7 +74,7 @@ def buffers_untouched(model:nn.Module):
         with torch.no_grad():
             for m,k,o,s in saved: m._buffers[k] = o.copy_(s) # the tensor itself, too: a module may have put another in its place
 
-# %% ../nbs/04_filtering.ipynb #27ac375f
+# %% ../nbs/04_filtering.ipynb #b20739e7
 @contextmanager
 def grads_untouched(model:nn.Module):
     "`.grad` of every parameter is afterwards what it was."
@@ -84,7 +84,7 @@ def grads_untouched(model:nn.Module):
     finally:
         for o,g in saved: o.grad = g
 
-# %% ../nbs/04_filtering.ipynb #98378a59
+# %% ../nbs/04_filtering.ipynb #c7cf174f
 def at(
     setting, # A number, or a fastai schedule such as `SchedCos(1., .5)`
     pct:float # Share of the training done, in [0, 1]
@@ -92,7 +92,7 @@ def at(
     "A setting's value at one moment of training."
     return float(setting(pct)) if callable(setting) else setting
 
-# %% ../nbs/04_filtering.ipynb #c17e4797
+# %% ../nbs/04_filtering.ipynb #24fe24b4
 def check_share(
     name:str, # Name of the argument, for the message
     val # A number in [0, 1], or a schedule that stays within it
@@ -105,7 +105,7 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
-# %% ../nbs/04_filtering.ipynb #727f102c
+# %% ../nbs/04_filtering.ipynb #9023e8e1
 @contextmanager
 def single_values(model:nn.Module):
     "A list that gets True when a BatchNorm in training mode meets one value per channel and sample: it cannot train on one sample."
@@ -116,7 +116,7 @@ def single_values(model:nn.Module):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/04_filtering.ipynb #3fffb4eb
+# %% ../nbs/04_filtering.ipynb #88e1bb1d
 Last = namedtuple('Last', 'xb yb preds losses selection')
 Last.__doc__ = "The last batch that was scored, whole; `selection` is None where all of it was kept."
 
@@ -135,7 +135,7 @@ class _Fit:
         self.loss_func = self.two = self.now = self.scores = self.weights = self.last = self.plain = None
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
 
-# %% ../nbs/04_filtering.ipynb #e39cae74
+# %% ../nbs/04_filtering.ipynb #3da9f684
 class SelectiveTraining(Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 
@@ -171,6 +171,7 @@ class SelectiveTraining(Callback):
         "Change settings, also in mid-training: they hold from the next batch on. A bad one raises `ValueError` and changes nothing."
         self.check(**({o: getattr(self, o) for o in self.settings} | settings))
         for k,v in settings.items(): setattr(self, k, v)
+        if (f := self._fit) is not None: self._note_changes(f, f.n_batch+(f.now is not None))
         return self
 
     def check(self, **settings):
@@ -178,7 +179,7 @@ class SelectiveTraining(Callback):
         for k,v in settings.items():
             if k not in self.settings: raise ValueError(f"{k}={v!r} is no setting of {self.method}: it has {', '.join(self.settings) or 'none'}")
 
-# %% ../nbs/04_filtering.ipynb #8a711fe3
+# %% ../nbs/04_filtering.ipynb #3b932ef5
 @patch
 def before_fit(self:SelectiveTraining):
     "Refuse a second selection; announce the column `n_kept` of fastai's table."
@@ -226,7 +227,7 @@ def _finish(self:SelectiveTraining, f):
     f.now = None
     self._settle(f, wait=True)
 
-# %% ../nbs/04_filtering.ipynb #3cf56a90
+# %% ../nbs/04_filtering.ipynb #dc1c2ccf
 @patch
 def before_batch(self:SelectiveTraining):
     "Score the batch, select from it, and leave the selected samples to fastai's training step."
@@ -249,26 +250,33 @@ def before_batch(self:SelectiveTraining):
     else: f.timer.start('train')
 
 @patch
-def _settings_now(self:SelectiveTraining, f):
-    "The settings' values for this batch; a change by hand is noted."
+def _note_changes(self:SelectiveTraining, f, batch):
+    "A setting that was changed by hand goes into the record, with the first batch that it holds for."
     for o in self.settings:
         new = getattr(self, o)
         old = f.seen.get(o, new)
         if old is not new and old!=new:
             self.check(**{o: getattr(self, o) for o in self.settings})
-            f.record.add('changes', epoch=self.epoch, batch=f.n_batch, setting=o, old=at(old, self.pct_train), new=at(new, self.pct_train))
+            f.seen[o] = new
+            f.record.add('changes', epoch=self.epoch, batch=batch, setting=o, old=at(old, self.pct_train), new=at(new, self.pct_train))
         f.seen[o] = new
+
+@patch
+def _settings_now(self:SelectiveTraining, f):
+    "The settings' values for this batch."
+    self._note_changes(f, f.n_batch)
     res = {o: at(v, self.pct_train) for o,v in f.seen.items()}
     f.now.update(res)
     return res
 
-# %% ../nbs/04_filtering.ipynb #2d80bf7c
+# %% ../nbs/04_filtering.ipynb #30dc3f47
 @patch
 def _score(self:SelectiveTraining, f, xb, yb):
     "The model's output for the whole batch, and a score per sample; no trace is left."
-    with (_worded(), rng_untouched(f.device), single_values(self.model) if f.two is None else nullcontext() as single,
-          eval_mode(self.model), torch.no_grad()):
-        preds = self.model(*xb)
+    model = self.learn.model # `self.model` would be looked up through the learner, three times
+    with (_worded(), rng_untouched(f.device), single_values(model) if f.two is None else nullcontext() as single,
+          eval_mode(model), torch.no_grad()):
+        preds = model(*xb)
         scores = self.score(f.loss_func, preds, *yb)
     torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
     if single is not None: f.two = any(single)
@@ -278,7 +286,7 @@ def _score(self:SelectiveTraining, f, xb, yb):
 def _select(self:SelectiveTraining, f, settings):
     "A selection of `f.scores`, or None to keep all."
     n = len(f.scores)
-    if not torch.isfinite(f.scores).all():
+    if not math.isfinite(f.scores.double().sum()): # double: finite losses do not overflow
         f.now['finite'] = False
         if not f.warned: warnings.warn(f"epoch {self.epoch}, batch {f.n_batch}: losses that are not finite; such batches are kept whole")
         f.warned = True
@@ -295,7 +303,7 @@ def _keep(self:SelectiveTraining, f, sel, n):
     f.weights = None if sel.weights is None else sel.weights.to(f.device)
     self.learn.xb,self.learn.yb = take(self.learn.xb, sel.idxs, n),take(self.learn.yb, sel.idxs, n)
 
-# %% ../nbs/04_filtering.ipynb #49aa12d5
+# %% ../nbs/04_filtering.ipynb #3c61815b
 @patch
 def after_loss(self:SelectiveTraining):
     "With weights: the weighted mean of the per-sample losses is what goes backward."
@@ -332,7 +340,7 @@ def _settle(self:SelectiveTraining, f, wait=False):
         t_plain = row['t_train_s'] if self.selector is None else f.plain_timer.seconds(plain)['plain']+step if plain else None
         if t_plain: f.record.add('plain', epoch=row['epoch'], batch=row['batch'], t_train_s=t_plain)
 
-# %% ../nbs/04_filtering.ipynb #06e4249f
+# %% ../nbs/04_filtering.ipynb #a1897840
 @patch
 def _is_due(self:SelectiveTraining, f):
     "Whether a plain step is timed at this batch; the first batches warm up."
@@ -352,10 +360,10 @@ def _time_plain(self:SelectiveTraining, f, xb, yb):
         f.measure = False
         warnings.warn(f"A plain step could not be timed, so overhead_pct stays empty: {e}")
 
-# %% ../nbs/04_filtering.ipynb #3ae3fdf9
+# %% ../nbs/04_filtering.ipynb #a86525e2
 MixHandler.order = SelectiveTraining.order+1 # of the class, so that no fit has to put anything back
 
-# %% ../nbs/04_filtering.ipynb #0dc895cc
+# %% ../nbs/04_filtering.ipynb #c1c6be8d
 @patch
 def _epoch_rows(self:SelectiveTraining):
     return [r for r in self._fit.record.rows['batches'][self._fit.row0:] if r['epoch']==self.epoch]

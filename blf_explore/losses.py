@@ -15,13 +15,13 @@ batch goes forward and backward, so no time is saved."""
 # %% auto #0
 __all__ = ['batch_size', 'per_sample_loss', 'TopLoss']
 
-# %% ../nbs/01_losses.ipynb #e0bffebe
+# %% ../nbs/01_losses.ipynb #1f99dfee
 import inspect, math, torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# %% ../nbs/01_losses.ipynb #4222172e
+# %% ../nbs/01_losses.ipynb #ce2b1d09
 def batch_size(
     b # A tensor, or tuples, lists and dicts of tensors
 )->int: # Length of the first tensor's first dimension
@@ -31,7 +31,7 @@ def batch_size(
         if isinstance(o, Tensor) and o.ndim: return len(o)
     raise ValueError(f"a batch of type {type(b).__name__} holds no tensor with rows: give tensors, samples first")
 
-# %% ../nbs/01_losses.ipynb #e058a1ea
+# %% ../nbs/01_losses.ipynb #2641049a
 def _defaults(loss_func):
     "What a loss function can be called with: {parameter: default}."
     try: return {k: o.default for k,o in inspect.signature(getattr(loss_func, 'forward', loss_func)).parameters.items()}
@@ -61,7 +61,7 @@ def _one_by_one(loss_func, n, *args):
     except Exception: # vmap cannot trace some code, such as `if loss>1`; any other error comes again below
         return torch.stack([one(*o) for o in zip(*samples)])
 
-# %% ../nbs/01_losses.ipynb #e6595ca6
+# %% ../nbs/01_losses.ipynb #befc32ea
 def _ignored(loss_func):
     "The target value that a loss leaves out, or None."
     for o in (loss_func, getattr(loss_func, 'func', None)): # fastai's losses hold PyTorch's as `func`
@@ -90,13 +90,15 @@ def per_sample_loss(
     Raises `ValueError` if neither gives a number per sample."""
     n = batch_size(preds if isinstance(preds, Tensor) else (preds, *targs))
     loss = _unreduced(loss_func, preds, *targs)
+    if isinstance(loss, Tensor): loss = loss.as_subclass(Tensor) # fastai's subclass slows down even `loss.shape`
+    if loss is not None and loss.shape==(n,): return loss
     # a loss may have a `reduction` and not honour it
     if loss is None or (n>1 and loss.ndim==0) or loss.numel()<n or loss.numel()%n: loss = _one_by_one(loss_func, n, preds, *targs)
     if loss.numel()<n or loss.numel()%n:
         raise ValueError(f"loss_func={loss_func!r} gives shape {tuple(loss.shape)} for {n} samples: give one that can be taken sample by sample")
     return _mean_over_kept(loss, loss_func, n, targs)
 
-# %% ../nbs/01_losses.ipynb #86d3a8c9
+# %% ../nbs/01_losses.ipynb #22fe635c
 class TopLoss(nn.Module):
     "The thread's trimmed loss: averages the `top_perc` largest losses of the full batch. Right gradient, no time saved."
     def __init__(self,
