@@ -14,14 +14,14 @@ learn.selection.record.probes
 # %% auto #0
 __all__ = ['sign_agreement', 'cosine', 'flat_grad', 'probing', 'subset_grad', 'agreement_curve', 'GradientProbe']
 
-# %% ../nbs/09_gradients.ipynb #c10ec1ae
+# %% ../nbs/09_gradients.ipynb #144b942f
 import random
 from fastai.basics import *
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 from .losses import per_sample_loss, batch_size
 from .filtering import SelectiveTraining, Selection, take, rng_untouched, eval_mode, at
 
-# %% ../nbs/09_gradients.ipynb #2f3fb6c5
+# %% ../nbs/09_gradients.ipynb #87911dca
 def sign_agreement(
     g:Tensor, # A gradient, flattened
     ref:Tensor # The gradient to compare with, same shape
@@ -38,7 +38,7 @@ def cosine(
     norm = g.norm()*ref.norm()
     return (g@ref/norm).item() if norm>0 else float('nan')
 
-# %% ../nbs/09_gradients.ipynb #6164d76e
+# %% ../nbs/09_gradients.ipynb #259a52f4
 def flat_grad(
     loss:Tensor, # A number that depends on the parameters
     params # The parameters, as a list
@@ -49,7 +49,7 @@ def flat_grad(
 
 def _trainable(model): return [o for o in model.parameters() if o.requires_grad]
 
-# %% ../nbs/09_gradients.ipynb #dbbb2dc9
+# %% ../nbs/09_gradients.ipynb #b635f563
 @contextmanager
 def probing(model):
     "Eval mode, and a random state that is afterwards what it was."
@@ -71,7 +71,7 @@ def subset_grad(
         losses = per_sample_loss(loss_func, model(*xb), *yb)
         return flat_grad((losses if weights is None else losses*weights).mean(), _trainable(model))
 
-# %% ../nbs/09_gradients.ipynb #a3baa90c
+# %% ../nbs/09_gradients.ipynb #5e68917d
 def agreement_curve(
     model:nn.Module, # In any mode; probed in eval mode
     loss_func, # Any loss that `per_sample_loss` accepts
@@ -103,7 +103,7 @@ def agreement_curve(
         res[nm] = dict(sign_agreement=[sign_agreement(g, total) for g in sums], cosine=[cosine(g, total) for g in sums])
     return res
 
-# %% ../nbs/09_gradients.ipynb #9dc12646
+# %% ../nbs/09_gradients.ipynb #86ddae74
 class GradientProbe(Callback):
     """Measure, before training and at the end of every epoch, how far the gradient of what `learn.selection` would keep
     agrees with that of a whole fixed batch, beside a random pick of the same size; `learn.selection.record.probes`.
@@ -138,7 +138,10 @@ class GradientProbe(Callback):
         dl = self.dls.train
         with rng_untouched(next(self.model.parameters()).device):
             random.seed(self.seed); torch.manual_seed(self.seed)
-            return self.learn._set_device(dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False).one_batch())
+            if hasattr(dl, 'new'): b = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False).one_batch()
+            else: b = next(iter(torch.utils.data.DataLoader(dl.dataset, self.n, shuffle=True, collate_fn=dl.collate_fn))) # PyTorch's own
+        b = tree_map(lambda o: o.as_subclass(Tensor) if isinstance(o, Tensor) else o, b) # as CastToTensor does for training
+        return self.learn._set_device(b)
 
     def measure(self):
         "Measure once, and add a row to the record."
@@ -149,7 +152,7 @@ class GradientProbe(Callback):
 
     def _measure(self, cb, f):
         if self.batch is None: self.batch = self._draw()
-        i = getattr(self.dls, 'n_inp', 1)
+        i = getattr(self.dls, 'n_inp', max(1, len(self.batch)-1)) # as fastai splits a batch
         xb,yb = self.batch[:i],self.batch[i:]
         n = batch_size((xb, yb))
         with probing(self.model), torch.no_grad(): scores = cb.score(f.loss_func, self.model(*xb), *yb).float().cpu()
