@@ -67,7 +67,9 @@ def measure(dls, epochs, rounds, warmup=10):
     learns = learners(dls, epochs)
     counts = {k: Kept() for k in learns}
     for k,l in learns.items(): l.add_cb(counts[k])
-    scorer = deepcopy(learns['least'].model).eval()
+    # the same weights in a shell that is always in eval mode
+    m = learns['least'].model
+    scorer = deepcopy(m, {id(o): o for o in [*m.parameters(), *m.buffers()]}).eval()
     times,n_seen = {o: [] for o in learns},0
     with ExitStack() as stack:
         for l in learns.values(): stack.enter_context(training(l))

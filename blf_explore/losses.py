@@ -15,23 +15,24 @@ batch goes forward and backward, so no time is saved."""
 # %% auto #0
 __all__ = ['batch_size', 'per_sample_loss', 'TopLoss']
 
-# %% ../nbs/01_losses.ipynb #1f99dfee
+# %% ../nbs/01_losses.ipynb #74778a6f
 import inspect, math, torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# %% ../nbs/01_losses.ipynb #ce2b1d09
+# %% ../nbs/01_losses.ipynb #3ad955f9
 def batch_size(
     b # A tensor, or tuples, lists and dicts of tensors
 )->int: # Length of the first tensor's first dimension
     "How many samples a batch, or a part of one, holds. Raises `ValueError` if there is no tensor with rows."
-    if isinstance(b, Tensor) and b.ndim: return len(b)
+    first = b[0] if isinstance(b, tuple) and b else b # most often a tensor: no walk through the tree
+    if isinstance(first, Tensor) and first.ndim: return len(first)
     for o in tree_flatten(b)[0]:
         if isinstance(o, Tensor) and o.ndim: return len(o)
     raise ValueError(f"a batch of type {type(b).__name__} holds no tensor with rows: give tensors, samples first")
 
-# %% ../nbs/01_losses.ipynb #2641049a
+# %% ../nbs/01_losses.ipynb #049ff42a
 def _defaults(loss_func):
     "What a loss function can be called with: {parameter: default}."
     try: return {k: o.default for k,o in inspect.signature(getattr(loss_func, 'forward', loss_func)).parameters.items()}
@@ -61,7 +62,7 @@ def _one_by_one(loss_func, n, *args):
     except Exception: # vmap cannot trace some code, such as `if loss>1`; any other error comes again below
         return torch.stack([one(*o) for o in zip(*samples)])
 
-# %% ../nbs/01_losses.ipynb #befc32ea
+# %% ../nbs/01_losses.ipynb #15053ed1
 def _ignored(loss_func):
     "The target value that a loss leaves out, or None."
     for o in (loss_func, getattr(loss_func, 'func', None)): # fastai's losses hold PyTorch's as `func`
@@ -98,7 +99,7 @@ def per_sample_loss(
         raise ValueError(f"loss_func={loss_func!r} gives shape {tuple(loss.shape)} for {n} samples: give one that can be taken sample by sample")
     return _mean_over_kept(loss, loss_func, n, targs)
 
-# %% ../nbs/01_losses.ipynb #22fe635c
+# %% ../nbs/01_losses.ipynb #ea17fa5b
 class TopLoss(nn.Module):
     "The thread's trimmed loss: averages the `top_perc` largest losses of the full batch. Right gradient, no time saved."
     def __init__(self,
