@@ -6,7 +6,7 @@
 __all__ = ['Last', 'Selection', 'take', 'eval_mode', 'rng_untouched', 'buffers_untouched', 'grads_untouched', 'at', 'in_words',
            'check_share', 'single_values', 'SelectiveTraining']
 
-# %% ../nbs/04_filtering.ipynb #29ba7079
+# %% ../nbs/04_filtering.ipynb #34967c7c
 import math, random, time, warnings
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from .losses import per_sample_loss, batch_size
 from .timing import PhaseTimer, device_name
 from .record import Record
 
-# %% ../nbs/04_filtering.ipynb #064ac722
+# %% ../nbs/04_filtering.ipynb #611a56f0
 class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     """What a selector returns: `idxs`, positions in the batch (int64, hardest first), and `weights`, one per position
     (float, or None for a plain mean)."""
@@ -25,7 +25,7 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     def __len__(self): return len(self.idxs)
     def __iter__(self): return iter((self.idxs, self.weights))
 
-# %% ../nbs/04_filtering.ipynb #db08be66
+# %% ../nbs/04_filtering.ipynb #9ebdc494
 def take(
     b, # A batch or a part of it: tensors in tuples, lists and dicts, to any depth
     idxs:Tensor, # Positions to keep, int64
@@ -42,13 +42,14 @@ def take(
     parts = [take(o, idxs, n) for o in b]
     return type(b)(*parts) if hasattr(b, '_fields') else type(b)(parts)
 
-# %% ../nbs/04_filtering.ipynb #4f361273
+# %% ../nbs/04_filtering.ipynb #7329f927
 @contextmanager
 def eval_mode(model:nn.Module):
     "The model in eval mode; afterwards every module is in the mode it was in, those frozen in eval mode too."
     training = [o for o in model.modules() if o.training]
-    _set_training(training, False)
-    try: yield
+    try:
+        _set_training(training, False)
+        yield
     finally: _set_training(training, True)
 
 def _set_training(modules, val):
@@ -56,7 +57,7 @@ def _set_training(modules, val):
         if 'training' in vars(o): vars(o)['training'] = val # `nn.Module` sets an attribute many times slower
         else: o.training = val # a scripted module keeps it elsewhere
 
-# %% ../nbs/04_filtering.ipynb #fe713701
+# %% ../nbs/04_filtering.ipynb #1aed2a7d
 @contextmanager
 def rng_untouched(device='cpu'):
     "Whatever random numbers are drawn inside, torch (CPU and `device`) and Python's `random` go on as if none had been."
@@ -69,7 +70,7 @@ def rng_untouched(device='cpu'):
         random.setstate(py); torch.set_rng_state(cpu)
         if mod: mod.set_rng_state(dev)
 
-# %% ../nbs/04_filtering.ipynb #c725d19f
+# %% ../nbs/04_filtering.ipynb #183133a1
 @contextmanager
 def buffers_untouched(model:nn.Module):
     "BatchNorm's statistics and other buffers are afterwards what they were."
@@ -79,7 +80,7 @@ def buffers_untouched(model:nn.Module):
         with torch.no_grad():
             for m,k,o,s in saved: m._buffers[k] = o.copy_(s) # the tensor itself, too: a module may have put another in its place
 
-# %% ../nbs/04_filtering.ipynb #3f9f4b98
+# %% ../nbs/04_filtering.ipynb #5d45ab4f
 @contextmanager
 def grads_untouched(model:nn.Module):
     "`.grad` of every parameter is afterwards what it was."
@@ -89,7 +90,7 @@ def grads_untouched(model:nn.Module):
     finally:
         for o,g in saved: o.grad = g
 
-# %% ../nbs/04_filtering.ipynb #5780f245
+# %% ../nbs/04_filtering.ipynb #ba168751
 def at(
     setting, # A number, or a fastai schedule such as `SchedCos(1., .5)`
     pct:float # Share of the training done, in [0, 1]
@@ -104,7 +105,7 @@ def in_words(
     if callable(setting): return f'schedule from {at(setting, 0):g} to {at(setting, 1):g}'
     return setting.item() if isinstance(setting, np.number) else setting
 
-# %% ../nbs/04_filtering.ipynb #af5e2645
+# %% ../nbs/04_filtering.ipynb #5c9cd6cc
 def check_share(
     name:str, # Name of the argument, for the message
     val # A number in [0, 1], or a schedule that stays within it
@@ -117,7 +118,7 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
-# %% ../nbs/04_filtering.ipynb #418ed594
+# %% ../nbs/04_filtering.ipynb #37ff8694
 @contextmanager
 def single_values(model:nn.Module):
     "A list that gets True when a BatchNorm in training mode meets one value per channel and sample: it cannot train on one sample."
@@ -128,7 +129,7 @@ def single_values(model:nn.Module):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/04_filtering.ipynb #e22aff38
+# %% ../nbs/04_filtering.ipynb #412e1dfa
 Last = namedtuple('Last', 'xb yb preds losses selection')
 Last.__doc__ = "The last batch that was scored, whole; `selection` is None where all of it was kept."
 
@@ -147,7 +148,7 @@ class _Fit:
         self.loss_func = self.two = self.now = self.scores = self.weights = self.last = self.plain = None
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
 
-# %% ../nbs/04_filtering.ipynb #042527f8
+# %% ../nbs/04_filtering.ipynb #19365b89
 class SelectiveTraining(Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 
@@ -191,7 +192,7 @@ class SelectiveTraining(Callback):
         for k,v in settings.items():
             if k not in self.settings: raise ValueError(f"{k}={v!r} is no setting of {self.method}: it has {', '.join(self.settings) or 'none'}")
 
-# %% ../nbs/04_filtering.ipynb #ca879d74
+# %% ../nbs/04_filtering.ipynb #39ec8cce
 @patch
 def before_fit(self:SelectiveTraining):
     "Refuse a second selection; announce the column `n_kept` of fastai's table."
@@ -240,7 +241,7 @@ def _finish(self:SelectiveTraining, f):
     f.now = None
     self._settle(f, wait=True)
 
-# %% ../nbs/04_filtering.ipynb #2fb6778f
+# %% ../nbs/04_filtering.ipynb #8d87cb28
 @patch
 def before_batch(self:SelectiveTraining):
     "Score the batch, select from it, and leave the selected samples to fastai's training step."
@@ -282,7 +283,7 @@ def _settings_now(self:SelectiveTraining, f):
     f.now.update(res)
     return res
 
-# %% ../nbs/04_filtering.ipynb #bedaf10a
+# %% ../nbs/04_filtering.ipynb #1a221520
 @patch
 def _score(self:SelectiveTraining, f, xb, yb):
     "The model's output for the whole batch, and a score per sample; no trace is left."
@@ -316,7 +317,7 @@ def _keep(self:SelectiveTraining, f, sel, n):
     f.weights = None if sel.weights is None else sel.weights.to(f.device)
     self.learn.xb,self.learn.yb = take(self.learn.xb, sel.idxs, n),take(self.learn.yb, sel.idxs, n)
 
-# %% ../nbs/04_filtering.ipynb #163741fd
+# %% ../nbs/04_filtering.ipynb #bc3e08de
 @patch
 def after_loss(self:SelectiveTraining):
     "With weights: the weighted mean of the per-sample losses is what goes backward."
@@ -353,7 +354,7 @@ def _settle(self:SelectiveTraining, f, wait=False):
         t_plain = row['t_train_s'] if self.selector is None else f.plain_timer.seconds(plain)['plain']+step if plain else None
         if t_plain: f.record.add('plain', epoch=row['epoch'], batch=row['batch'], t_train_s=t_plain)
 
-# %% ../nbs/04_filtering.ipynb #c85b5a95
+# %% ../nbs/04_filtering.ipynb #53d751c2
 @patch
 def _is_due(self:SelectiveTraining, f):
     "Whether a plain step is timed at this batch; the first batches warm up."
@@ -373,10 +374,10 @@ def _time_plain(self:SelectiveTraining, f, xb, yb):
         f.measure = False
         warnings.warn(f"A plain step could not be timed, so overhead_pct stays empty: {e}")
 
-# %% ../nbs/04_filtering.ipynb #e647c1a0
+# %% ../nbs/04_filtering.ipynb #fc27ce27
 MixHandler.order = SelectiveTraining.order+1 # of the class, so that no fit has to put anything back
 
-# %% ../nbs/04_filtering.ipynb #d281c48a
+# %% ../nbs/04_filtering.ipynb #5f00ebfb
 @patch
 def _epoch_rows(self:SelectiveTraining):
     return [r for r in self._fit.record.rows['batches'][self._fit.row0:] if r['epoch']==self.epoch]

@@ -34,3 +34,6 @@ def serve(*options):
         except subprocess.TimeoutExpired:
             os.killpg(proc.pid, signal.SIGKILL)
             proc.wait()
+
+if __name__=='__main__': # exit code 0: there is a Chromium that starts
+    with chromium(): pass

@@ -62,6 +62,16 @@ def test_all_kept_is_plain_training_cases(case):
     assert_same(state(plain), state(blf))
     assert r_plain==r_blf
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('wrap', [torch.jit.script, lambda m: torch.compile(m, backend='eager')], ids=['script','compile'])
+def test_all_kept_is_plain_training_wrapped(wrap):
+    "Networks whose modules keep their mode elsewhere than `nn.Module` does."
+    def model(): return wrap(bn_net())
+    (plain,_),(blf,_) = trained(None, model=model),trained(dict(loss_perc=1., plain_every=2), model=model)
+    assert_same(state(plain), state(blf))
+    assert all('training' not in vars(o) or type(o).__module__.startswith('torch.nn') for o in blf.model.modules())
+    assert not blf.model.training and not any(o.training for o in blf.model.modules()) # after validation, as fastai leaves it
+
 def test_frozen_batchnorm_and_second_fit():
     "Layers that a user put into eval mode stay there, and a second fit goes on as the plain one would."
     class Freeze(Callback):

@@ -115,6 +115,7 @@ def test_schedules():
     for losses,row in zip(learn.selection.record.losses, b.itertuples()):
         assert max(2, len(brute_blf(losses, row.loss_perc, row.sample_perc)))==row.n_kept
     assert len(learn.selection.record.changes)==0 # a schedule that runs is no change
+    assert learn.selection.record.info['settings']==dict(loss_perc='schedule from 1 to 0.2', sample_perc='schedule from 0.3 to 0.1')
 
 @pytest.mark.parametrize('by', ['set', 'assign'])
 def test_changes_in_mid_training(by):
@@ -404,6 +405,35 @@ def test_no_logging_keeps_the_record():
     with learn.no_logging(): learn.fit(2)
     e = learn.selection.epochs
     assert len(e)==2 and e.accuracy_.notna().all() and e.accuracy_.iloc[-1]==learn.validate()[1]
+
+def test_pytorchs_own_loaders():
+    train,valid = blobs()
+    def dls(): return DataLoaders(torch.utils.data.DataLoader(train, 16, shuffle=True), torch.utils.data.DataLoader(valid, 16), device='cpu')
+    def run(blf):
+        learn = make_learner(dls=dls, cbs=GradientProbe(40) if blf else None)
+        if blf: learn.batch_loss_filter(blf)
+        learn.fit(2)
+        return learn
+    assert_same(state(run(None)), state(run(1.)))
+    learn = run(.5)
+    e = learn.selection.epochs
+    assert learn.selection.record.info['bs']==16 and e.n_kept.max()<90 and e.sign_agreement.between(0, 1).all()
+
+def test_probe_of_typed_tensors():
+    "A loss that does not know fastai's tensor types: training never shows them to it, so the probe must not, either."
+    from fastai.torch_core import TensorCategory, TensorImage
+    train,valid = blobs()
+    train = Rows(TensorImage(train.ts[0]), TensorCategory(train.ts[1]))
+    learn = make_learner(dls=loaders(train, valid), loss_func=lambda p, y: F.cross_entropy(p, y), cbs=GradientProbe(40)).batch_loss_filter(.5)
+    learn.fit(1)
+    assert 0<learn.selection.epochs.sign_agreement[0]<=1
+
+def test_before_and_without_training():
+    cb = BatchLossFilter()
+    assert len(cb.epochs)==len(cb.batches)==0 and list(cb.epochs.columns)[:3]==['epoch','n_seen','n_kept']
+    learn = make_learner().batch_loss_filter()
+    learn.validate(); learn.fit(0)
+    assert len(learn.selection.epochs)==0
 
 def test_skipped_epochs():
     learn = make_learner().batch_loss_filter(.5)

@@ -1,0 +1,120 @@
+"`blf-dashboard`: bad input, ports, the page it serves and the process behind the page."
+import json, os, re, signal, socket, subprocess, sys, time
+from pathlib import Path
+import psutil, pytest
+from browser import chromium
+
+command = "import sys; from blf_explore.cli import dashboard; sys.exit(dashboard())"
+
+def wait_for(f, seconds):
+    "Whether `f()` comes true within so many seconds."
+    end = time.monotonic()+seconds
+    while not f() and time.monotonic()<end: time.sleep(.05)
+    return bool(f())
+
+@pytest.mark.parametrize('options, names', [
+    (['--loss-perc', '1.5'],                        ['loss_perc=1.5']),
+    (['--loss_perc', '-.1'],                        ['loss_perc=-0.1']),
+    (['--loss-perc', 'most'],                       ["loss_perc='most'"]),
+    (['--loss-perc', '0'],                          ['loss_perc=0', 'sample_perc=0']),
+    (['--sample-perc', 'nan'],                      ['sample_perc=nan']),
+    (['--label-noise', '2'],                        ['label_noise=2']),
+    (['--name', 'mnist'],                           ["name='mnist'", 'digits', 'cifar10']),
+    (['--network', 'vgg'],                          ["network='vgg'", 'convnet', 'mlp']),
+    (['--epochs', '1.5'],                           ['epochs=1.5']),
+    (['--bs', '0'],                                 ['bs=0']),
+    (['--name', 'folder'],                          ['path']),
+    (['--name', 'folder', '--path', 'not-here'],    ['path=', 'not-here']),
+    (['--port', '0'],                               ['port=0', '65535']),
+    (['--port', '70000'],                           ['port=70000', '65535']),
+    (['--port', 'http'],                            ["port='http'"]),
+    (['--epochs'],                                  ['--epochs']),
+    (['--speed', '3'],                              ['--speed', '--help']),
+], ids=lambda o: ' '.join(o))
+def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
+    code = "import sys; from blf_explore.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
+    res = subprocess.run([sys.executable, '-c', code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert res.returncode==2, res.stderr
+    assert res.stdout=='set()\n', 'nothing is printed, nothing heavy imported'
+    line, = res.stderr.splitlines()
+    assert line.startswith('blf-dashboard: ') and all(o in line for o in names), line
+
+def test_a_failing_pip_is_one_sentence_with_the_command(tmp_path):
+    code = "import sys; from blf_explore import cli; cli.missing_requirements = lambda *a: ['blf-no-such-thing>=1']; sys.exit(cli.dashboard())"
+    env = os.environ | {'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': ''}
+    res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert res.returncode==1
+    assert len(res.stdout.splitlines())==1 and 'blf-no-such-thing>=1' in res.stdout
+    assert f'{sys.executable} -m pip install "blf-no-such-thing>=1"' in res.stderr.splitlines()[-1]
+
+class Served:
+    "A running `blf-dashboard`: what it printed, its address, the processes of its pages."
+    def __init__(self, *options, **kwargs):
+        self.proc = subprocess.Popen([sys.executable, '-c', command, '--no-browser', *options], stdout=subprocess.PIPE,
+                                     stderr=subprocess.DEVNULL, text=True, **kwargs)
+        self.line = self.proc.stdout.readline().strip() # an empty one if it ended
+        self.url = self.line.split()[1] if self.line else None
+    @property
+    def kernels(self): return psutil.Process(self.proc.pid).children(recursive=True) if self.proc.poll() is None else []
+    def interrupt(self):
+        if self.proc.poll() is None: self.proc.send_signal(signal.SIGINT)
+        try: return self.proc.wait(30)
+        except subprocess.TimeoutExpired: self.proc.kill()
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+    "A folder and settings of Jupyter that a dashboard must not be led astray by: (folder, environment)."
+    d = tmp_path_factory.mktemp('hostile')
+    (d/'torch.py').write_text('raise Exception("imported from the folder the command was typed in")')
+    (d/'voila.json').write_text(json.dumps({'VoilaConfiguration': {'template': 'no-such-template'}}))
+    spec = d/'share'/'kernels'/'python3' # comes before the environment's own
+    spec.mkdir(parents=True)
+    (spec/'kernel.json').write_text(json.dumps(dict(argv=['false'], display_name='of another environment', language='python')))
+    return d, os.environ | {'JUPYTER_PATH': str(d/'share'), 'JUPYTER_CONFIG_DIR': str(d/'config')}
+
+@pytest.fixture(scope='module')
+def served(hostile):
+    d,env = hostile
+    res = Served('--loss-perc', '.35', '--port', '8950', cwd=d, env=env)
+    yield res
+    res.interrupt()
+
+def test_page_loads_runs_and_ends_with_its_process(served, hostile):
+    errors,hosts = [],set()
+    with chromium() as page:
+        page.on('console', lambda o: errors.append(o.text) if o.type=='error' else None)
+        page.on('pageerror', lambda o: errors.append(str(o)))
+        page.on('request', lambda o: hosts.add(o.url.split('/')[2]) if o.url.startswith('http') else None)
+        page.goto(served.url, wait_until='commit')
+        page.wait_for_selector('#loading_text:has-text("Loading the dashboard")', timeout=20_000)
+        page.wait_for_selector('button:has-text("Run")', timeout=60_000)
+        assert page.title()=='BatchLossFilter, live'
+        assert page.locator('#loading').count()==0
+        page.wait_for_selector('text=0.35', timeout=10_000) # the option has reached the page
+        assert '/' not in page.inner_text('body').split('Run')[0], 'no source, no warning above the dashboard'
+        kernel, = served.kernels
+        assert kernel.cmdline()[0]==sys.executable and Path(kernel.cwd())==hostile[0].resolve()
+        page.wait_for_selector('button:has-text("Step"):enabled', timeout=60_000) # PyTorch and the data are there
+        assert errors==[]
+        assert hosts=={served.url.split('/')[2]}, 'nothing is asked of another server'
+        page.close()
+        assert wait_for(lambda: not served.kernels, 10), 'the process outlived its page'
+    written = {o.name for o in (hostile[0]/'config').glob('*')}
+    assert written <= {'migrated'}, "the user's settings were touched" # any Jupyter program notes there when it first ran
+
+def test_busy_port_then_ctrl_c(tmp_path):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        s.listen()
+        port = s.getsockname()[1]
+        served = Served('--port', str(port), cwd=tmp_path)
+        try:
+            m = re.fullmatch(rf'Dashboard: http://localhost:(\d+)/ \(port {port} was busy\)', served.line)
+            assert m and port < int(m[1]) <= port+50, served.line
+            with chromium() as page:
+                page.goto(served.url, wait_until='commit')
+                assert wait_for(lambda: served.kernels, 30)
+                kernels = served.kernels
+                assert served.interrupt()==0
+                assert wait_for(lambda: not any(o.is_running() for o in kernels), 5)
+        finally: served.interrupt()
