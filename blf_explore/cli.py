@@ -6,12 +6,12 @@
 __all__ = ['CommandError', 'dashboard_parser', 'dashboard_options', 'missing_requirements', 'ensure_extra', 'voila_app',
            'dashboard']
 
-# %% ../nbs/15_cli.ipynb #92923d6f
+# %% ../nbs/15_cli.ipynb #edd2cf0a
 import argparse, importlib, inspect, json, logging, os, re, signal, subprocess, sys, threading, time, webbrowser
 from importlib import metadata
 from pathlib import Path
 
-# %% ../nbs/15_cli.ipynb #7f42531d
+# %% ../nbs/15_cli.ipynb #0623e395
 class CommandError(Exception):
     "What stops a command: one sentence for the user and the exit code (2: bad input, 1: it could not be done)."
     def __init__(self, msg, code=2):
@@ -28,7 +28,7 @@ def _number(s):
         except ValueError: pass
     return s
 
-# %% ../nbs/15_cli.ipynb #ad1431ef
+# %% ../nbs/15_cli.ipynb #957285a0
 _help = dict(
     name="data set: digits, fashion_mnist, cifar10, imagenette, imagewoof or folder",
     path="folder that holds the data set, or a folder of images",
@@ -71,7 +71,7 @@ def dashboard_options(
     except (ValueError, TypeError, OSError) as e: raise CommandError(str(e)) from None
     return settings,opts
 
-# %% ../nbs/15_cli.ipynb #999e49a2
+# %% ../nbs/15_cli.ipynb #a3b838a1
 def missing_requirements(
     extra:str, # Name of an extra, such as 'dashboard'
     package:str='blf_explore' # An installed package
@@ -101,7 +101,7 @@ def ensure_extra(
         raise CommandError(f"pip could not install what the {extra} needs: run {cmd} and start again", 1)
     importlib.invalidate_caches() # else this process does not see the new modules
 
-# %% ../nbs/15_cli.ipynb #3902d043
+# %% ../nbs/15_cli.ipynb #4c993992
 _extensions = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager7', '@voila-dashboards/widgets-manager8', 'anywidget']
 
 def voila_app(
@@ -150,13 +150,14 @@ def voila_app(
                 elif now>self.leave_by.setdefault(k, now+unopened): await ensure_async(km.shutdown_kernel(k, now=True))
 
     logging.getLogger('tornado.general').setLevel('ERROR') # it complains about Jupyter's ping interval
+    logging.getLogger('asyncio').addFilter(lambda o: 'WebSocketClosedError' not in o.getMessage()) # a page was closed: no error
     c = Config()
     c.VoilaConfiguration.update(theme='light', strip_sources=True, extension_allowlist=_extensions,
         show_tracebacks=True, kernel_spec_manager_class=OwnKernel) # the page says what went wrong
     # the user's own Voila settings are for other notebooks
     return Dashboard(config=c, notebook_path=str(notebook), port=port, ip=host, config_file_paths=[], log_level='ERROR')
 
-# %% ../nbs/15_cli.ipynb #e7e70d41
+# %% ../nbs/15_cli.ipynb #6a1c25ff
 def _open(url):
     "Open `url` in a browser with a window; one that runs in the terminal would take the terminal over."
     if sys.platform.startswith('linux') and not any(o in os.environ for o in ('DISPLAY','WAYLAND_DISPLAY','BROWSER')): return
