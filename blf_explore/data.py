@@ -18,12 +18,12 @@ step is too short to wait for a pipeline that handles one image at a time."""
 __all__ = ['datasets', 'networks', 'ImageTensors', 'TensorDL', 'flip_labels', 'fastai_path', 'get_dls', 'convnet', 'resnet',
            'mlp', 'get_model']
 
-# %% ../nbs/00_data.ipynb #4fc3b012
+# %% ../nbs/00_data.ipynb #c832fb92
 import gzip, random
 from concurrent.futures import ThreadPoolExecutor
 from fastai.vision.all import *
 
-# %% ../nbs/00_data.ipynb #80025003
+# %% ../nbs/00_data.ipynb #5665ffaa
 class ImageTensors:
     "A whole image set in memory: normalised images and labels, indexed by a batch of positions at a time."
     def __init__(self,
@@ -55,7 +55,7 @@ class ImageTensors:
         x,y = b
         return self.image(x), Category(self.vocab[int(y)])
 
-# %% ../nbs/00_data.ipynb #967d5d9f
+# %% ../nbs/00_data.ipynb #aeafa3f7
 class _AsImages(DisplayedTransform):
     "Nothing on the way in; on the way out, the types that fastai's `show_batch` and `show_results` know."
     def encodes(self, x): return x
@@ -77,7 +77,7 @@ class TensorDL(TfmdDL):
     def do_batch(self, b): return self.create_batch(b)
     def create_batch(self, b): return self.dataset[torch.as_tensor(b, device=self.dataset.x.device)]
 
-# %% ../nbs/00_data.ipynb #88de82d2
+# %% ../nbs/00_data.ipynb #43d34259
 def _one_of(arg, val, known):
     "The sentence that every unknown name gets."
     return ValueError(f"{arg}={val!r} is not known: choose one of {', '.join(map(repr, known))}")
@@ -97,7 +97,7 @@ def flip_labels(
     y[idxs] = (y[idxs] + torch.randint(1, n_classes, (len(idxs),), generator=g)) % n_classes
     return y, idxs
 
-# %% ../nbs/00_data.ipynb #dbae87f8
+# %% ../nbs/00_data.ipynb #607a3268
 def _tensor_dls(train, valid, vocab, bs, label_noise, seed, path='.'):
     "`DataLoaders` of (images, labels) pairs of tensors; the training set gives the statistics to normalise by."
     y,flipped = flip_labels(train[1], len(vocab), label_noise, seed)
@@ -113,7 +113,7 @@ def _finish(dls, flipped, seed):
     dls.flipped,dls.train.rng = flipped,random.Random(seed)
     return dls
 
-# %% ../nbs/00_data.ipynb #3e6d032e
+# %% ../nbs/00_data.ipynb #684f983c
 def _digits(path, bs, label_noise, seed):
     from sklearn.datasets import load_digits
     x,y = load_digits(return_X_y=True)
@@ -121,7 +121,7 @@ def _digits(path, bs, label_noise, seed):
     tr,va = TrainTestSplitter(test_size=.2, random_state=seed, stratify=y.numpy())(y)
     return _tensor_dls((x[tr],y[tr]), (x[va],y[va]), [str(o) for o in range(10)], bs, label_noise, seed)
 
-# %% ../nbs/00_data.ipynb #a00065a8
+# %% ../nbs/00_data.ipynb #0dca2e60
 def _read_idx(
     path:Path # An IDX file of unsigned bytes, gzipped or not
 )->Tensor: # uint8, in the shape that the file states
@@ -139,7 +139,7 @@ def _find_idx(path, stem):
     raise FileNotFoundError(f"path={str(path)!r} holds no {stem}: give a folder with the four IDX files of Fashion-MNIST, "
                             "or none to download them")
 
-# %% ../nbs/00_data.ipynb #f215cda2
+# %% ../nbs/00_data.ipynb #2133cfd0
 def fastai_path(
     o # 'data', 'archive', 'model' or 'storage'
 )->Path:
@@ -153,7 +153,7 @@ def _fetch(name, f):
         raise ConnectionError(f"name={name!r} has to be downloaded and that failed ({type(e).__name__}): connect to the network, "
                               "or give path=, a folder that holds the data") from e
 
-# %% ../nbs/00_data.ipynb #db1bfc01
+# %% ../nbs/00_data.ipynb #1398f18f
 _fashion = ['T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
 
 def _fashion_mnist(path, bs, label_noise, seed):
@@ -161,21 +161,22 @@ def _fashion_mnist(path, bs, label_noise, seed):
         from torchvision.datasets import FashionMNIST
         path = fastai_path('data')
         _fetch('fashion_mnist', lambda: FashionMNIST(path, download=True))
-    sets = [(_read_idx(_find_idx(path, f'{o}-images-idx3-ubyte'))[:,None], _read_idx(_find_idx(path, f'{o}-labels-idx1-ubyte')).long())
-            for o in ('train','t10k')]
+    def read(o): return _read_idx(_find_idx(path, o+'-ubyte'))
+    sets = [(read(f'{o}-images-idx3')[:,None], read(f'{o}-labels-idx1').long()) for o in ('train','t10k')]
     return _tensor_dls(*sets, _fashion, bs, label_noise, seed, path)
 
-# %% ../nbs/00_data.ipynb #305ee38c
+# %% ../nbs/00_data.ipynb #477a76d5
 _urls = dict(cifar10=URLs.CIFAR, imagenette=URLs.IMAGENETTE_160, imagewoof=URLs.IMAGEWOOF_160)
 
-_wnids = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church',
-    n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute',
-    n02086240='Shih-Tzu', n02087394='Rhodesian ridgeback', n02088364='beagle', n02089973='English foxhound', n02093754='Border terrier',
-    n02096294='Australian terrier', n02099601='golden retriever', n02105641='Old English sheepdog', n02111889='Samoyed', n02115641='dingo')
+_wnids = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw',
+    n03028079='church', n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute',
+    n02086240='Shih-Tzu', n02087394='Rhodesian ridgeback', n02088364='beagle', n02089973='English foxhound',
+    n02093754='Border terrier', n02096294='Australian terrier', n02099601='golden retriever', n02105641='Old English sheepdog',
+    n02111889='Samoyed', n02115641='dingo')
 
-# %% ../nbs/00_data.ipynb #983245ea
+# %% ../nbs/00_data.ipynb #f96b99b4
 def _split_files(path, seed):
-    "Image files and how many of them, from the first on, are for training: the folders' own split, or four fifths drawn by `seed`."
+    "Image files, and how many of them, the first ones, are for training: the folders' own split, or four fifths drawn by `seed`."
     folders = {o.name: o for o in path.iterdir() if o.is_dir()}
     valid = next((o for o in ('valid','val','test') if o in folders), None)
     if 'train' in folders and valid:
@@ -215,7 +216,7 @@ def _folder(path, bs, label_noise, seed, size=128):
                       batch_tfms=Normalize.from_stats(*imagenet_stats))
     return _finish(block.dataloaders(files, bs=min(bs, n_train), path=path), flipped, seed)
 
-# %% ../nbs/00_data.ipynb #b33eb317
+# %% ../nbs/00_data.ipynb #db6e6fb7
 datasets = ['digits', 'fashion_mnist', 'cifar10', 'imagenette', 'imagewoof']
 
 def get_dls(
@@ -230,12 +231,14 @@ def get_dls(
     `path` may hold Fashion-MNIST's IDX files, a folder laid out as fastai's CIFAR or Imagenette, or images of your own,
     one sub-folder a class. Raises `ValueError` for an unknown name, a bad number or fewer than two classes,
     `FileNotFoundError` for a missing folder, `ConnectionError` where a download fails."""
-    if isinstance(bs, bool) or not isinstance(bs, int) or bs<1: raise ValueError(f"bs={bs!r} is not accepted: give a whole number of at least 1")
+    if isinstance(bs, bool) or not isinstance(bs, int) or bs<1:
+        raise ValueError(f"bs={bs!r} is not accepted: give a whole number of at least 1")
     known = [*datasets, 'folder']
     if not isinstance(name, (str,Path)) or not str(name): raise _one_of('name', name, known)
     if str(name) not in known and Path(name).is_dir(): name,path = 'folder',name
     if str(name) not in known:
-        if os.sep in str(name): raise FileNotFoundError(f"name={str(name)!r} is not a folder: give a folder of images, or one of {datasets}")
+        if os.sep in str(name):
+            raise FileNotFoundError(f"name={str(name)!r} is not a folder: give a folder of images, or one of {datasets}")
         raise _one_of('name', name, known)
     if path is not None:
         path = Path(path)
@@ -247,7 +250,7 @@ def get_dls(
     if path is None: path = _fetch(name, lambda: untar_data(_urls[name]))
     return _folder(path, bs, label_noise, seed)
 
-# %% ../nbs/00_data.ipynb #126a1d1a
+# %% ../nbs/00_data.ipynb #8e2b73a2
 def convnet(
     c_in:int, # Channels of the images
     n_out:int # Classes

@@ -15,13 +15,13 @@ batch goes forward and backward, so no time is saved."""
 # %% auto #0
 __all__ = ['batch_size', 'per_sample_loss', 'TopLoss']
 
-# %% ../nbs/01_losses.ipynb #74778a6f
+# %% ../nbs/01_losses.ipynb #e6b17565
 import inspect, math, torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# %% ../nbs/01_losses.ipynb #3ad955f9
+# %% ../nbs/01_losses.ipynb #faf81977
 def batch_size(
     b # A tensor, or tuples, lists and dicts of tensors
 )->int: # Length of the first tensor's first dimension
@@ -32,7 +32,7 @@ def batch_size(
         if isinstance(o, Tensor) and o.ndim: return len(o)
     raise ValueError(f"a batch of type {type(b).__name__} holds no tensor with rows: give tensors, samples first")
 
-# %% ../nbs/01_losses.ipynb #049ff42a
+# %% ../nbs/01_losses.ipynb #dad55bfd
 def _defaults(loss_func):
     "What a loss function can be called with: {parameter: default}."
     try: return {k: o.default for k,o in inspect.signature(getattr(loss_func, 'forward', loss_func)).parameters.items()}
@@ -62,7 +62,7 @@ def _one_by_one(loss_func, n, *args):
     except Exception: # vmap cannot trace some code, such as `if loss>1`; any other error comes again below
         return torch.stack([one(*o) for o in zip(*samples)])
 
-# %% ../nbs/01_losses.ipynb #15053ed1
+# %% ../nbs/01_losses.ipynb #5bee3f85
 def _ignored(loss_func):
     "The target value that a loss leaves out, or None."
     for o in (loss_func, getattr(loss_func, 'func', None)): # fastai's losses hold PyTorch's as `func`
@@ -96,10 +96,11 @@ def per_sample_loss(
     # a loss may have a `reduction` and not honour it
     if loss is None or (n>1 and loss.ndim==0) or loss.numel()<n or loss.numel()%n: loss = _one_by_one(loss_func, n, preds, *targs)
     if loss.numel()<n or loss.numel()%n:
-        raise ValueError(f"loss_func={loss_func!r} gives shape {tuple(loss.shape)} for {n} samples: give one that can be taken sample by sample")
+        raise ValueError(f"loss_func={loss_func!r} gives shape {tuple(loss.shape)} for {n} samples: "
+                         "give one that can be taken sample by sample")
     return _mean_over_kept(loss, loss_func, n, targs)
 
-# %% ../nbs/01_losses.ipynb #ea17fa5b
+# %% ../nbs/01_losses.ipynb #b1498821
 class TopLoss(nn.Module):
     "The thread's trimmed loss: averages the `top_perc` largest losses of the full batch. Right gradient, no time saved."
     def __init__(self,

@@ -18,18 +18,18 @@ record need not load a library for training. `colors` are the colours of the met
 # %% auto #0
 __all__ = ['colors', 'epoch_cols', 'batch_cols', 'plain_cols', 'probe_cols', 'change_cols', 'versions', 'Record', 'save', 'load']
 
-# %% ../nbs/03_record.ipynb #6db7fddd
+# %% ../nbs/03_record.ipynb #89116a33
 import io, json, os, platform, secrets
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import numpy as np, pandas as pd
 
-# %% ../nbs/03_record.ipynb #a189d831
+# %% ../nbs/03_record.ipynb #b55d0b5f
 # Okabe and Ito's colours, which the colour-blind can tell apart: one method, one colour, in every figure
 colors = dict(plain='#000000', random='#E69F00', BLF='#0072B2', HNM='#D55E00', SB='#009E73', importance='#CC79A7',
               scoring='#56B4E9', selecting='#F0E442', training='#0072B2')
 
-# %% ../nbs/03_record.ipynb #c51ebcd1
+# %% ../nbs/03_record.ipynb #694f8bc0
 def versions(
     names=('blf_explore', 'torch', 'fastai', 'numpy') # Distributions to look up
 )->dict: # {name: version}; a package that is not installed is left out
@@ -40,7 +40,7 @@ def versions(
         except PackageNotFoundError: pass
     return res
 
-# %% ../nbs/03_record.ipynb #e6a51881
+# %% ../nbs/03_record.ipynb #1f2f3c0b
 epoch_cols = ['epoch', 'n_seen', 'n_kept', 'kept_pct', 't_score_s', 't_select_s', 't_train_s', 't_epoch_s',
               'overhead_pct', 'sign_agreement', 'cosine', 'train_loss', 'valid_loss']
 batch_cols = ['epoch', 'batch', 'n_seen', 'n_kept', 'kept_pct', 't_score_s', 't_select_s', 't_train_s',
@@ -52,7 +52,7 @@ change_cols = ['epoch', 'batch', 'setting', 'old', 'new']
 _tables = dict(epochs=epoch_cols, batches=batch_cols, plain=plain_cols, probes=probe_cols, changes=change_cols)
 _format = 'blf_explore record 1'
 
-# %% ../nbs/03_record.ipynb #6dc8e3f5
+# %% ../nbs/03_record.ipynb #42f987c5
 def _column(rows, col):
     "One column of `rows` as an array that `np.savez` stores without pickle; what is missing is NaN (text: '')."
     vals = [r.get(col) for r in rows]
@@ -107,7 +107,7 @@ class Record:
     def __repr__(self):
         return f"Record({self.method}: {len(self.rows['epochs'])} epochs, {len(self.rows['batches'])} batches, {self.info['device']})"
 
-# %% ../nbs/03_record.ipynb #0517833e
+# %% ../nbs/03_record.ipynb #a43f3095
 def _arrays(rec):
     tables = {t: rec.table(t) for t in _tables}
     res = {f'{t}.{c}': d[c].to_numpy() for t,d in tables.items() for c in d}
@@ -124,7 +124,8 @@ def save(self:Record,
     path = Path(path)
     if path.is_dir(): raise IsADirectoryError(f"path={str(path)!r} is a folder: give the name of a file to write")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r} cannot be written, there is no folder {str(path.parent)!r}: make it, or give another")
+        raise FileNotFoundError(f"path={str(path)!r} cannot be written, there is no folder {str(path.parent)!r}: "
+                                "make it, or give another")
     head = json.dumps(dict(format=_format, info=self.info))
     tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
     try:
@@ -139,7 +140,7 @@ def save(self:Record,
 
 Record.save = save
 
-# %% ../nbs/03_record.ipynb #e332ecc6
+# %% ../nbs/03_record.ipynb #1dbe9b98
 def load(
     path # A file written by `Record.save`
 )->Record: # The record

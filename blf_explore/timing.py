@@ -16,14 +16,14 @@ of a step (score, select, train) in the device's own time, without making it wai
 # %% auto #0
 __all__ = ['device_name', 'synchronize', 'time_interleaved', 'selective_step', 'break_even', 'step_costs', 'PhaseTimer']
 
-# %% ../nbs/02_timing.ipynb #1fc08cda
+# %% ../nbs/02_timing.ipynb #d5e7839d
 import time, torch, numpy as np
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from torch import nn
 
-# %% ../nbs/02_timing.ipynb #39f3fdb8
+# %% ../nbs/02_timing.ipynb #03eb9bdf
 def device_name(
     device # A `torch.device`, or its name
 )->str: # In words, with the number of threads on a CPU
@@ -41,7 +41,7 @@ def synchronize(
     if device.type=='cuda': torch.cuda.synchronize(device)
     elif device.type=='mps': torch.mps.synchronize()
 
-# %% ../nbs/02_timing.ipynb #968f04e6
+# %% ../nbs/02_timing.ipynb #2208d99d
 def time_interleaved(
     fs:dict, # {name: function of no arguments}
     n:int=20, # Rounds counted
@@ -59,7 +59,7 @@ def time_interleaved(
             if i>=warmup: res[nm].append(time.perf_counter()-t)
     return {k: np.array(v) for k,v in res.items()}
 
-# %% ../nbs/02_timing.ipynb #2ed0a059
+# %% ../nbs/02_timing.ipynb #0e1fd71e
 def selective_step(
     k, # Kept share, in [0, 1]; a number or an array
     step:float, # F+B, seconds of a plain step
@@ -75,7 +75,7 @@ def break_even(
     "How few must be kept before selecting pays: k* = 1 - F'/(F+B)."
     return 1 - scoring/step
 
-# %% ../nbs/02_timing.ipynb #4d973c0b
+# %% ../nbs/02_timing.ipynb #0993b776
 def step_costs(
     model:nn.Module, # A copy is timed, in train mode; `model` is left alone
     loss_func, # Loss of (preds, targets)
@@ -100,7 +100,7 @@ def step_costs(
     fs |= {o: partial(step, max(1, round(o*len(x)))) for o in kept}
     return time_interleaved(fs, n=n, device=x.device)
 
-# %% ../nbs/02_timing.ipynb #1f433490
+# %% ../nbs/02_timing.ipynb #77d875a0
 class _CPUMark:
     "A point in time; on a CPU the work before it is done."
     def __init__(self): self.t = time.perf_counter()
