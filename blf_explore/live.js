@@ -152,7 +152,7 @@ async function render({model, el: host}) {
       run.textContent = on ? 'Pause' : 'Run'
       run.dataset.does = on ? 'pause' : 'run'
       run.disabled = s.status === 'done' || s.status === 'error'
-      step.disabled = stepEpoch.disabled = !['ready', 'paused'].includes(s.status)
+      step.disabled = stepEpoch.disabled = !['loading', 'ready', 'paused'].includes(s.status)
       reset.classList.toggle('pending', s.pending)
       reset.textContent = s.pending ? 'Reset to apply' : 'Reset'
       status.textContent = s.status
