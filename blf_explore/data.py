@@ -18,12 +18,12 @@ step is too short to wait for a pipeline that handles one image at a time."""
 __all__ = ['datasets', 'networks', 'ImageTensors', 'TensorDL', 'flip_labels', 'fastai_path', 'get_dls', 'convnet', 'resnet',
            'mlp', 'get_model']
 
-# %% ../nbs/00_data.ipynb #c832fb92
+# %% ../nbs/00_data.ipynb #9a2c8ab3
 import gzip, random
 from concurrent.futures import ThreadPoolExecutor
 from fastai.vision.all import *
 
-# %% ../nbs/00_data.ipynb #5665ffaa
+# %% ../nbs/00_data.ipynb #e9ace497
 class ImageTensors:
     "A whole image set in memory: normalised images and labels, indexed by a batch of positions at a time."
     def __init__(self,
@@ -55,7 +55,7 @@ class ImageTensors:
         x,y = b
         return self.image(x), Category(self.vocab[int(y)])
 
-# %% ../nbs/00_data.ipynb #aeafa3f7
+# %% ../nbs/00_data.ipynb #da2f6c6c
 class _AsImages(DisplayedTransform):
     "Nothing on the way in; on the way out, the types that fastai's `show_batch` and `show_results` know."
     def encodes(self, x): return x
@@ -77,7 +77,7 @@ class TensorDL(TfmdDL):
     def do_batch(self, b): return self.create_batch(b)
     def create_batch(self, b): return self.dataset[torch.as_tensor(b, device=self.dataset.x.device)]
 
-# %% ../nbs/00_data.ipynb #43d34259
+# %% ../nbs/00_data.ipynb #ec431a7c
 def _one_of(arg, val, known):
     "The sentence that every unknown name gets."
     return ValueError(f"{arg}={val!r} is not known: choose one of {', '.join(map(repr, known))}")
@@ -97,7 +97,7 @@ def flip_labels(
     y[idxs] = (y[idxs] + torch.randint(1, n_classes, (len(idxs),), generator=g)) % n_classes
     return y, idxs
 
-# %% ../nbs/00_data.ipynb #607a3268
+# %% ../nbs/00_data.ipynb #e40a9d48
 def _tensor_dls(train, valid, vocab, bs, label_noise, seed, path='.'):
     "`DataLoaders` of (images, labels) pairs of tensors; the training set gives the statistics to normalise by."
     y,flipped = flip_labels(train[1], len(vocab), label_noise, seed)
@@ -113,7 +113,7 @@ def _finish(dls, flipped, seed):
     dls.flipped,dls.train.rng = flipped,random.Random(seed)
     return dls
 
-# %% ../nbs/00_data.ipynb #684f983c
+# %% ../nbs/00_data.ipynb #7a4ee8d7
 def _digits(path, bs, label_noise, seed):
     from sklearn.datasets import load_digits
     x,y = load_digits(return_X_y=True)
@@ -121,7 +121,7 @@ def _digits(path, bs, label_noise, seed):
     tr,va = TrainTestSplitter(test_size=.2, random_state=seed, stratify=y.numpy())(y)
     return _tensor_dls((x[tr],y[tr]), (x[va],y[va]), [str(o) for o in range(10)], bs, label_noise, seed)
 
-# %% ../nbs/00_data.ipynb #0dca2e60
+# %% ../nbs/00_data.ipynb #4b67d71b
 def _read_idx(
     path:Path # An IDX file of unsigned bytes, gzipped or not
 )->Tensor: # uint8, in the shape that the file states
@@ -139,7 +139,7 @@ def _find_idx(path, stem):
     raise FileNotFoundError(f"path={str(path)!r} holds no {stem}: give a folder with the four IDX files of Fashion-MNIST, "
                             "or none to download them")
 
-# %% ../nbs/00_data.ipynb #2133cfd0
+# %% ../nbs/00_data.ipynb #fccafb59
 def fastai_path(
     o # 'data', 'archive', 'model' or 'storage'
 )->Path:
@@ -153,7 +153,7 @@ def _fetch(name, f):
         raise ConnectionError(f"name={name!r} has to be downloaded and that failed ({type(e).__name__}): connect to the network, "
                               "or give path=, a folder that holds the data") from e
 
-# %% ../nbs/00_data.ipynb #1398f18f
+# %% ../nbs/00_data.ipynb #9e1f283d
 _fashion = ['T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
 
 def _fashion_mnist(path, bs, label_noise, seed):
@@ -165,16 +165,16 @@ def _fashion_mnist(path, bs, label_noise, seed):
     sets = [(read(f'{o}-images-idx3')[:,None], read(f'{o}-labels-idx1').long()) for o in ('train','t10k')]
     return _tensor_dls(*sets, _fashion, bs, label_noise, seed, path)
 
-# %% ../nbs/00_data.ipynb #477a76d5
+# %% ../nbs/00_data.ipynb #12938865
 _urls = dict(cifar10=URLs.CIFAR, imagenette=URLs.IMAGENETTE_160, imagewoof=URLs.IMAGEWOOF_160)
 
 _wnids = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw',
-    n03028079='church', n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute',
-    n02086240='Shih-Tzu', n02087394='Rhodesian ridgeback', n02088364='beagle', n02089973='English foxhound',
+    n03028079='church', n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball',
+    n03888257='parachute', n02086240='Shih-Tzu', n02087394='Rhodesian ridgeback', n02088364='beagle', n02089973='English foxhound',
     n02093754='Border terrier', n02096294='Australian terrier', n02099601='golden retriever', n02105641='Old English sheepdog',
     n02111889='Samoyed', n02115641='dingo')
 
-# %% ../nbs/00_data.ipynb #f96b99b4
+# %% ../nbs/00_data.ipynb #fc32b0de
 def _split_files(path, seed):
     "Image files, and how many of them, the first ones, are for training: the folders' own split, or four fifths drawn by `seed`."
     folders = {o.name: o for o in path.iterdir() if o.is_dir()}
@@ -216,7 +216,7 @@ def _folder(path, bs, label_noise, seed, size=128):
                       batch_tfms=Normalize.from_stats(*imagenet_stats))
     return _finish(block.dataloaders(files, bs=min(bs, n_train), path=path), flipped, seed)
 
-# %% ../nbs/00_data.ipynb #db6e6fb7
+# %% ../nbs/00_data.ipynb #a107c501
 datasets = ['digits', 'fashion_mnist', 'cifar10', 'imagenette', 'imagewoof']
 
 def get_dls(
@@ -250,7 +250,7 @@ def get_dls(
     if path is None: path = _fetch(name, lambda: untar_data(_urls[name]))
     return _folder(path, bs, label_noise, seed)
 
-# %% ../nbs/00_data.ipynb #8e2b73a2
+# %% ../nbs/00_data.ipynb #b1047b81
 def convnet(
     c_in:int, # Channels of the images
     n_out:int # Classes
