@@ -1,5 +1,5 @@
 "The record: its columns, its sums, its clock, and its files."
-import io, json, os, pickle, subprocess, sys, zipfile
+import json, os, pickle, subprocess, sys, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from blf_explore.record import Record, load
@@ -235,6 +235,15 @@ def test_whole_or_not_at_all(learn, tmp_path, monkeypatch):
     with pytest.raises(OSError): learn.selection.record.save(tmp_path/'new.npz')
     assert path.read_bytes()==old and os.listdir(tmp_path)==['run.npz']
     with pytest.raises(OSError): learn.selection.record.save(tmp_path/'no'/'where.npz')
+
+def test_an_open_file_stays_whole(learn, tmp_path):
+    "Saving puts a new file in the old one's place: whoever is reading the old one reads on."
+    path = Record('plain').save(tmp_path/'run.npz')
+    with open(path, 'rb') as f:
+        start = f.read(20)
+        learn.selection.record.save(path)
+        (tmp_path/'seen.npz').write_bytes(start+f.read())
+    assert load(tmp_path/'seen.npz').method=='plain' and load(path).method=='BLF'
 
 def test_not_finite_numbers_survive(tmp_path):
     r = Record('BLF', dict(loss_perc='SchedCos'))
