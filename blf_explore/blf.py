@@ -15,12 +15,12 @@ Either setting may be a fastai schedule, such as `SchedCos(1., .5)`."""
 # %% auto #0
 __all__ = ['check_blf', 'select', 'BatchLossFilter']
 
-# %% ../nbs/05_blf.ipynb #e24f006b
+# %% ../nbs/05_blf.ipynb #9b5ebb29
 import math
 from fastai.basics import *
 from .filtering import SelectiveTraining, Selection, check_share
 
-# %% ../nbs/05_blf.ipynb #9da550eb
+# %% ../nbs/05_blf.ipynb #f41649f0
 def check_blf(
     loss_perc, # Number in [0, 1], or a schedule within it
     sample_perc # Number in [0, 1], or a schedule within it
@@ -31,7 +31,7 @@ def check_blf(
     if not callable(loss_perc) and not callable(sample_perc) and loss_perc==0 and sample_perc==0:
         raise ValueError("loss_perc=0 and sample_perc=0 would keep nothing: give at least one of them a number above 0, up to 1")
 
-# %% ../nbs/05_blf.ipynb #e6606100
+# %% ../nbs/05_blf.ipynb #1aff87a8
 def _select(losses, loss_perc, sample_perc):
     "`select` for settings that were checked, of which a schedule may touch 0 and 0: one sample is then kept."
     losses = torch.as_tensor(losses).detach()
@@ -57,7 +57,7 @@ def select(
     check_blf(loss_perc, sample_perc)
     return _select(losses, loss_perc, sample_perc)
 
-# %% ../nbs/05_blf.ipynb #b2f23438
+# %% ../nbs/05_blf.ipynb #b6515353
 class BatchLossFilter(SelectiveTraining):
     "Train on the samples that make up `loss_perc` of each batch's loss, and on at least `sample_perc` of them."
     method,settings = 'BLF',('loss_perc','sample_perc')
@@ -74,7 +74,7 @@ class BatchLossFilter(SelectiveTraining):
         super().check(**settings)
         check_blf(settings['loss_perc'], settings['sample_perc'])
 
-# %% ../nbs/05_blf.ipynb #95db07d0
+# %% ../nbs/05_blf.ipynb #14a7d4f2
 @patch
 def batch_loss_filter(self:Learner,
     loss_perc=.9, # Share of the batch's total loss to reach, in [0, 1], or a fastai schedule
