@@ -14,14 +14,14 @@ learn.selection.record.probes
 # %% auto #0
 __all__ = ['sign_agreement', 'cosine', 'flat_grad', 'probing', 'subset_grad', 'agreement_curve', 'GradientProbe']
 
-# %% ../nbs/09_gradients.ipynb #ae78fe10
+# %% ../nbs/09_gradients.ipynb #83ff5865
 import random
 from fastai.basics import *
 from torch.utils._pytree import tree_map
 from .losses import per_sample_loss, batch_size
 from .filtering import SelectiveTraining, Selection, take, rng_untouched, eval_mode, at
 
-# %% ../nbs/09_gradients.ipynb #7850e0f9
+# %% ../nbs/09_gradients.ipynb #67d5862e
 def sign_agreement(
     g:Tensor, # A gradient, flattened
     ref:Tensor # The gradient to compare with, same shape
@@ -38,7 +38,7 @@ def cosine(
     norm = g.norm()*ref.norm()
     return (g@ref/norm).item() if norm>0 else float('nan')
 
-# %% ../nbs/09_gradients.ipynb #1f574ce9
+# %% ../nbs/09_gradients.ipynb #d2a08409
 def flat_grad(
     loss:Tensor, # A number that depends on the parameters
     params # The parameters, as a list
@@ -49,7 +49,7 @@ def flat_grad(
 
 def _trainable(model): return [o for o in model.parameters() if o.requires_grad]
 
-# %% ../nbs/09_gradients.ipynb #372486e3
+# %% ../nbs/09_gradients.ipynb #4dcd2cda
 @contextmanager
 def probing(model):
     "Eval mode, and a random state that is afterwards what it was."
@@ -71,7 +71,7 @@ def subset_grad(
         losses = per_sample_loss(loss_func, model(*xb), *yb)
         return flat_grad((losses if weights is None else losses*weights).mean(), _trainable(model))
 
-# %% ../nbs/09_gradients.ipynb #bc93d724
+# %% ../nbs/09_gradients.ipynb #a6885911
 def agreement_curve(
     model:nn.Module, # In any mode; probed in eval mode
     loss_func, # Any loss that `per_sample_loss` accepts
@@ -103,7 +103,7 @@ def agreement_curve(
         res[nm] = dict(sign_agreement=[sign_agreement(g, total) for g in sums], cosine=[cosine(g, total) for g in sums])
     return res
 
-# %% ../nbs/09_gradients.ipynb #49e71d8f
+# %% ../nbs/09_gradients.ipynb #ff6c4b8e
 class GradientProbe(Callback):
     """Measure, before training and at the end of every epoch, how far the gradient of what `learn.selection` would keep
     agrees with that of a whole fixed batch, beside a random pick of the same size; `learn.selection.record.probes`.
