@@ -2,9 +2,9 @@
 
 Needs the `dev` extra and Chromium. Serves the dashboard with `blf-dashboard`, drives it with Playwright, and prints
 1. from a slider's move to a changed chart, while training at full speed: median and 95th percentile;
-2. the training process's own time per batch with a connected page over that without one, in paired runs: each pair
-   trains the same epochs twice in turn, the page connected in one of them."""
-import argparse, json, os, re, subprocess, sys, tempfile, time
+2. the training process's own CPU time per batch with a connected page over that without one, in paired runs. The page
+   is one that answers but draws nothing, so that a browser on the same cores does not count."""
+import argparse, ast, queue, sys, threading, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
@@ -36,17 +36,77 @@ def latency(n):
             page.wait_for_timeout(150+np.random.randint(200))
         return np.array(page.evaluate('window.moved'))
 
-_child = """
-import json, sys, time
-from blf_explore.widgets import LiveDashboard
-"""
+class Kernel:
+    "A kernel that holds a dashboard, and a page that draws nothing: it answers as the real one does, without a browser's work."
+    def __init__(self, epochs):
+        from jupyter_client.manager import start_new_kernel
+        self.km,self.kc = start_new_kernel()
+        self.answer,self.lock,self.values = False,threading.Lock(),queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.ask(f"from blf_explore.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}); dash.wait()")
+        self.comm = ast.literal_eval(self.ask("dash.comm.comm_id"))
+
+    def _listen(self):
+        while self.kc.is_alive():
+            try: msg = self.kc.get_iopub_msg(timeout=1)
+            except queue.Empty: continue
+            c = msg['content']
+            if msg['msg_type']=='comm_msg' and self.answer and c['data'].get('content', {}).get('type')=='update': self.tell('ack')
+            elif msg['msg_type']=='execute_result': self.values.put(c['data']['text/plain'])
+            elif msg['msg_type']=='error': self.values.put(RuntimeError(c['evalue']))
+
+    def tell(self, kind):
+        "What the page's script sends."
+        with self.lock:
+            m = self.kc.session.msg('comm_msg', dict(comm_id=self.comm, data=dict(method='custom', content=dict(type=kind, view='bench'))))
+            self.kc.shell_channel.send(m)
+
+    def ask(self, code):
+        with self.lock: self.kc.execute(code)
+        res = self.values.get(timeout=300)
+        if isinstance(res, Exception): raise res
+        return res
+
+    def run(self, watched):
+        "CPU seconds of the kernel's process per batch of one whole run."
+        self.answer = watched
+        self.ask("dash.reset(); dash.wait()")
+        if watched: self.tell('hello')
+        time.sleep(1)
+        t0 = float(self.ask("time.process_time()"))
+        self.ask("dash.run(); dash.wait(('running',), 5)")
+        while 'done' not in self.ask("dash.status"): time.sleep(.5)
+        t1,n = float(self.ask("time.process_time()")),int(self.ask("dash.n_batch"))
+        if watched: self.tell('bye')
+        time.sleep(.5)
+        return (t1-t0)/n
+
+def watching(pairs, epochs):
+    "CPU seconds per batch, watched over not, of each pair; the order changes from pair to pair."
+    k = Kernel(epochs)
+    try:
+        k.run(False) # warm up
+        res = []
+        for i in range(pairs):
+            order = (True,False) if i%2 else (False,True)
+            t = {o: k.run(o) for o in order}
+            res.append((t[True],t[False]))
+        return np.array(res)
+    finally: k.km.shutdown_kernel(now=True)
 
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('--moves', type=int, default=100)
-    p.add_argument('--pairs', type=int, default=6)
+    p.add_argument('--pairs', type=int, default=10)
+    p.add_argument('--epochs', type=int, default=20)
     a = p.parse_args()
-    ms = latency(a.moves)
-    print(f"slider to chart, {len(ms)} moves: median {np.median(ms):.0f} ms, 95th percentile {np.percentile(ms, 95):.0f} ms, largest {ms.max():.0f} ms")
+    if a.pairs:
+        t = watching(a.pairs, a.epochs)
+        r = 100*(t[:,0]/t[:,1]-1)
+        print(f"watching, {a.pairs} pairs of runs of {a.epochs} epochs: {np.median(r):+.1f}% of the process's time per batch "
+              f"(quartiles {np.percentile(r, 25):+.1f} to {np.percentile(r, 75):+.1f}%); {1000*np.median(t[:,1]):.1f} ms per batch unwatched, the plain batch included")
+    if a.moves:
+        ms = latency(a.moves)
+        print(f"slider to chart, {len(ms)} moves: median {np.median(ms):.0f} ms, 95th percentile {np.percentile(ms, 95):.0f} ms, largest {ms.max():.0f} ms")
 
 if __name__=='__main__': main()

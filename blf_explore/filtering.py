@@ -33,8 +33,6 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     """What a selector returns: `idxs`, positions in the batch (int64, hardest first), and `weights`, one per position
     (float, or None for a plain mean)."""
     __slots__ = ()
-    def __len__(self): return len(self.idxs)
-    def __iter__(self): return iter((self.idxs, self.weights))
 
 # %% ../nbs/04_filtering.ipynb #c6aa3b56
 def take(
@@ -317,13 +315,13 @@ def _select(self:SelectiveTraining, f, settings):
         return None
     sel = self.selector(f.scores, **settings)
     if sel.weights is not None: return sel
-    if len(sel)==1 and f.two: sel = Selection(f.scores.argsort(descending=True, stable=True)[:2])
-    return sel if len(sel)<n else None
+    if len(sel.idxs)==1 and f.two: sel = Selection(f.scores.argsort(descending=True, stable=True)[:2])
+    return sel if len(sel.idxs)<n else None
 
 @patch
 def _keep(self:SelectiveTraining, f, sel, n):
     "Put the selected samples in the batch's place."
-    f.now['n_kept'] = len(sel)
+    f.now['n_kept'] = len(sel.idxs)
     f.weights = None if sel.weights is None else sel.weights.to(f.device)
     self.learn.xb,self.learn.yb = take(self.learn.xb, sel.idxs, n),take(self.learn.yb, sel.idxs, n)
 

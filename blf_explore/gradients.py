@@ -161,6 +161,6 @@ class GradientProbe(Callback):
         g = torch.Generator().manual_seed(self.seed+f.n_batch)
         ref = subset_grad(self.model, f.loss_func, xb, yb)
         kept = subset_grad(self.model, f.loss_func, xb, yb, sel)
-        rand = subset_grad(self.model, f.loss_func, xb, yb, torch.randperm(n, generator=g)[:len(sel)])
-        f.record.add('probes', epoch=self.epoch, batch=f.n_batch, n=n, n_kept=len(sel), sign_agreement=sign_agreement(kept, ref),
+        rand = subset_grad(self.model, f.loss_func, xb, yb, torch.randperm(n, generator=g)[:len(sel.idxs)])
+        f.record.add('probes', epoch=self.epoch, batch=f.n_batch, n=n, n_kept=len(sel.idxs), sign_agreement=sign_agreement(kept, ref),
                      cosine=cosine(kept, ref), random_sign_agreement=sign_agreement(rand, ref), random_cosine=cosine(rand, ref))

@@ -442,7 +442,7 @@ class LiveDashboard(anywidget.AnyWidget):
             self._wake.wait()
             self._wake.clear()
             now = time.monotonic()
-            gap = last+(.3 if self.status=='running' and now>self._lively else .1)-now
+            gap = last+(.4 if self.status=='running' and now>self._lively else .1)-now
             if gap>0: self._urgent.wait(gap)
             self._urgent.clear()
             if not self._views: continue
