@@ -146,6 +146,7 @@ def voila_app(
         async def end_abandoned(self):
             km,now = self.kernel_manager,time.monotonic()
             for k in km.list_kernel_ids():
+                if not hasattr(km.get_kernel(k), 'last_activity'): continue # its process is just being started
                 if km.kernel_model(k)['connections']: self.leave_by[k] = now+away
                 elif now>self.leave_by.setdefault(k, now+unopened): await ensure_async(km.shutdown_kernel(k, now=True))
 
@@ -167,7 +168,7 @@ def _interrupt(*args): raise KeyboardInterrupt
 
 def dashboard(
     argv=None # Words of the command line; those of this process if not given
-)->int: # Exit code: 0, or 2 for bad input, or 1 if it could not be done
+)->int: # Exit code: 0; 2 for bad input; 1 if it could not be done
     "The command `blf-dashboard`: check the settings, install what is missing, serve the dashboard until Ctrl-C."
     try:
         settings,where = dashboard_options(argv)
@@ -175,6 +176,7 @@ def dashboard(
     except CommandError as e:
         print(f'blf-dashboard: {e}', file=sys.stderr)
         return e.code
+    except KeyboardInterrupt: return 130 # while pip ran
     # the page's process inherits these; deprecations in some library are not for the page
     os.environ |= {'BLF_DASHBOARD': json.dumps(settings), 'PYTHONWARNINGS': 'ignore'}
     port = where['port']

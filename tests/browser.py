@@ -2,16 +2,20 @@
 import os, re, shutil, signal, subprocess, sys, threading
 from contextlib import contextmanager
 
-def chromium_path():
-    "The machine's own Chromium, or None for the one that Playwright installed."
-    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+def launch(p):
+    "The first Chromium that starts: the machine's own (on Ubuntu it may be an empty shell), or that of Playwright."
+    for path in (*filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None):
+        try: return p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking',
+                                                                  '--disable-component-update'])
+        except Exception:
+            if path is None: raise
 
 @contextmanager
 def chromium(width=1280, height=720):
     "A page of a fresh browser."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium_path(), args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update'])
+        browser = launch(p)
         try: yield browser.new_page(viewport=dict(width=width, height=height))
         finally: browser.close()
 
