@@ -5,6 +5,7 @@ const CHARTS = [
   ['agreement', 'Gradient signs', 'Above the dotted line the kept samples point where all samples point, better than a random pick does.'],
   ['accuracy', 'Accuracy', 'The plain run has the same seed and its own full schedule. By seconds each run has its own clock.'],
 ]
+const MARGINS = {samples: [4.5, 5], time: [4.5, .8], agreement: [3.9, .8], accuracy: [3.9, .8]}  // left and right, in lines
 const SETUP = [
   ['name', 'data', 'select'], ['path', 'folder', 'text'], ['network', 'network', 'select'], ['epochs', 'epochs', 'number'],
   ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['plain', 'plain run beside', 'checkbox'], ['pace', 'pace', 'select'],
@@ -197,23 +198,33 @@ async function render({model, el: host}) {
     l.legend.font.size = fs * .92
     for (const a of l.annotations || []) small(a)
     l.autosize = true
-    l.margin = {l: 4, r: 4, t: fs * 1.7, b: 4}
+    // fixed margins: measuring labels to make room for them would draw every chart twice
+    const [left, right] = MARGINS[k]
+    l.margin = {l: left * fs, r: right * fs, t: fs * 1.7, b: fs * 2.9}
+    for (const a of ['xaxis', 'xaxis2', 'yaxis', 'yaxis2']) if (l[a]) l[a].automargin = false
     return Plotly.react(div, spec.data, l, {displayModeBar: false, responsive: false, doubleClick: false})
   }
-  const specs = {}
+  const specs = {}, dirty = new Set()
+  let drawing = null
+  const nextTask = () => new Promise(r => { const c = new MessageChannel(); c.port1.onmessage = () => { c.port1.close(); r() }; c.port2.postMessage(0) })
+  const drawDirty = async () => {  // one chart a task, so that what the slider changes need not wait for the others
+    const Plotly = await loadPlotly(model, view)
+    while (dirty.size) {
+      const [k] = CHARTS.find(([k]) => dirty.has(k))
+      dirty.delete(k)
+      draw(Plotly, k, specs[k])
+      await nextTask()
+    }
+  }
   const onMsg = async msg => {
     if (msg.type !== 'update') return
     try {
       for (const [k, v] of Object.entries(msg.parts)) {
         const o = JSON.parse(v)
         if (show[k]) show[k](o)
-        else specs[k] = o
+        else { specs[k] = o; dirty.add(k) }
       }
-      const changed = Object.keys(msg.parts).filter(k => !show[k])
-      if (changed.length) {
-        const Plotly = await loadPlotly(model, view)
-        for (const k of changed) draw(Plotly, k, specs[k])
-      }
+      await (drawing ??= drawDirty().finally(() => { drawing = null }))
     } finally { send('ack') }
   }
   model.on('msg:custom', onMsg)

@@ -330,7 +330,7 @@ class LiveDashboard(anywidget.AnyWidget):
         self.settings = check_settings(**kwargs)
         self._lock,self._wake,self._data = threading.RLock(),threading.Event(),{}
         self._urgent,self._views,self._sent,self._pending,self._speed = threading.Event(),set(),{},{},[]
-        self._closed,self._skipped,self._lively,self._awaiting,self._message,self._by,self._t_strip = False,False,0.,0.,'','epoch',0.
+        self._closed,self._skipped,self._lively,self._awaiting,self._message,self._by,self._t_strip,self._t_full = False,False,0.,0.,'','epoch',0.,0.
         super().__init__(fill=fill, height=height, choices=dict(name=dashboard_data, network=dashboard_networks))
         self.session = Session(self.settings, self._data, self._changed)
         self.on_msg(self._on_msg)
@@ -436,41 +436,45 @@ class LiveDashboard(anywidget.AnyWidget):
         self._wake.set()
 
     def _tick(self):
-        "Send what has changed: at once after a click, three times a second while training; never more than the page can take."
+        "Send what has changed: after a click at once, while training a few times a second; never more than the page can take."
         last = 0.
         while not self._closed:
             self._wake.wait()
             self._wake.clear()
-            now = time.monotonic()
-            gap = last+(.4 if self.status=='running' and now>self._lively else .1)-now
-            if gap>0: self._urgent.wait(gap)
+            now,running = time.monotonic(),self.status=='running'
+            lively = running and now<self._lively
+            gap = last+(.15 if lively else .4 if running else .05)-now
+            urgent = self._urgent.wait(gap) if gap>0 else self._urgent.is_set()
             self._urgent.clear()
             if not self._views: continue
             now = time.monotonic()
-            if self._awaiting and now-self._awaiting<20: self._skipped = True
-            elif self._awaiting: # the page neither answers nor has said good-bye
+            if self._awaiting and now-self._awaiting>20: # the page neither answers nor has said good-bye
                 self._views.clear()
                 self.pause()
+            elif self._awaiting and not urgent: self._skipped = True
             else:
-                last,self._skipped = now,False
-                try: self._push(now)
+                last,self._skipped,quick = now,False,running and (urgent or lively) and now-self._t_full<.8
+                try: self._push(now, quick)
                 except Exception as e: self._message = f'{type(e).__name__}: {e}'
 
-    def _push(self, now):
-        parts = {k: json.dumps(_finite(v), separators=(',',':')) for k,v in self._parts(now).items()}
+    def _push(self, now, quick=False):
+        parts = {k: json.dumps(_finite(v), separators=(',',':')) for k,v in self._parts(now, quick).items()}
         new = {k: v for k,v in parts.items() if self._sent.get(k)!=v}
         if not new: return
         self._sent |= new
-        self._awaiting = now
+        self._awaiting = self._awaiting or now
         self.send(dict(type='update', parts=new))
 
-    def _parts(self, now):
-        "What the page shows, by part."
+    def _parts(self, now, quick=False):
+        "What the page shows, by part; `quick`: only what follows a slider at once."
         s,lane = self.session,self.session.lane
         res = dict(state=self._state_now(now))
         if not lane: return res | {o: None for o in ('samples','time','agreement','accuracy','strip')}
         rec,plain = lane.record,s.plain
-        res |= dict(samples=samples_spec(rec), time=time_spec(rec, plain), agreement=agreement_spec(rec),
+        res['samples'] = samples_spec(rec)
+        if quick: return res
+        self._t_full = now
+        res |= dict(time=time_spec(rec, plain), agreement=agreement_spec(rec),
                     accuracy=accuracy_spec({'BLF': rec} | ({'plain': plain} if plain else {}), by=self._by))
         if lane.last is None: res['strip'] = None
         elif self.status!='running' or now-self._t_strip>1 or 'strip' not in self._sent:
