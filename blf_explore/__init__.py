@@ -1,6 +1,7 @@
 """Modules:
 
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
+- `blf_explore.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
 - `blf_explore.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
 - `blf_explore.filtering`: One callback that scores a batch, selects from it, trains on what was selected, and writes down what it did
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them

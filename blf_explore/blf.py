@@ -36,15 +36,16 @@ def _select(losses, loss_perc, sample_perc):
     "`select` for settings that were checked, of which a schedule may touch 0 and 0: one sample is then kept."
     losses = torch.as_tensor(losses).detach()
     n = len(losses)
-    # double: a batch of float32 losses then sums without overflow and all but exactly
-    vals,idxs = losses.cpu().double().sort(descending=True, stable=True)
-    vals = vals.numpy() # on so few numbers faster than torch
-    # NaN and inf sort first, -inf last; and with losses of exactly 0 fewer would reach all of the loss
+    # double: a batch of float32 losses then sums without overflow and all but exactly; NumPy: faster on so few numbers
+    vals = losses.cpu().double().numpy()
+    idxs = (-vals).argsort(kind='stable')
+    vals = vals[idxs]
+    # NaN and -inf sort last, inf first; and with losses of exactly 0 fewer than all would reach all of the loss
     if loss_perc>=1 or not (math.isfinite(vals[0]) and math.isfinite(vals[-1])): m = n
     else:
         mass = np.maximum(vals, 0).cumsum()
         m = int(mass.searchsorted(loss_perc*mass[-1]))+1
-    return Selection(idxs[:min(n, max(m, math.ceil(n*sample_perc)))].to(losses.device))
+    return Selection(torch.from_numpy(idxs[:min(n, max(m, math.ceil(n*sample_perc)))]).to(losses.device))
 
 def select(
     losses:Tensor, # One loss per sample, shape (n,), n>=1; a negative one counts as no loss

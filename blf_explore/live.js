@@ -8,8 +8,10 @@ const CHARTS = [
 const MARGINS = {samples: [4.5, 5], time: [4.5, .8], agreement: [3.9, .8], accuracy: [3.9, .8]}  // left and right, in lines
 const SETUP = [
   ['name', 'data', 'select'], ['path', 'folder', 'text'], ['network', 'network', 'select'], ['epochs', 'epochs', 'number'],
-  ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['plain', 'plain run beside', 'checkbox'], ['pace', 'pace', 'select'],
+  ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['label_noise', 'wrong labels', 'text'],
+  ['plain', 'plain run', 'checkbox'], ['pace', 'pace', 'select'],
 ]
+const NUMBERS = ['epochs', 'lr', 'bs', 'seed', 'label_noise', 'pace']
 const PACES = {0: 'full speed', 20: '20 batches/s', 5: '5 batches/s', 1: '1 batch/s'}
 const KNOBS = [
   ['loss_perc', 'Keep the hardest samples until they hold this share of the batch’s loss.'],
@@ -23,20 +25,21 @@ const el = (tag, attrs = {}, ...kids) => {
   return o
 }
 
-let plotly = null  // one copy for all dashboards of a page
+// plotly.js comes from Python, once a page: no network is needed
 function loadPlotly(model, view) {
-  return plotly ??= new Promise((done, fail) => {
+  window.blfPlotly ??= window.Plotly ? Promise.resolve(window.Plotly) : new Promise((done, fail) => {
     const got = async (msg, buffers) => {
-      if (msg.type !== 'plotly') return
+      if (msg.type !== 'plotly' || msg.view !== view) return
       model.off('msg:custom', got)
       // its header looks for module loaders, which some pages have for themselves
-      const hide = new Blob(['const module = undefined, exports = undefined, define = undefined;\n', buffers[0], '\n;'], {type: 'text/javascript'})
-      const url = URL.createObjectURL(hide)
-      try { await import(/* webpackIgnore: true */ url); done(window.Plotly) } catch (e) { fail(e) } finally { URL.revokeObjectURL(url) }
+      const hide = 'const module = undefined, exports = undefined, define = undefined;\n'
+      const url = URL.createObjectURL(new Blob([hide, buffers[0]], {type: 'text/javascript'}))
+      try { await import(/* webpackIgnore: true */ url); done(window.Plotly) } catch (e) { window.blfPlotly = null; fail(e) } finally { URL.revokeObjectURL(url) }
     }
     model.on('msg:custom', got)
     model.send({type: 'plotly', view})
   })
+  return window.blfPlotly
 }
 
 async function render({model, el: host}) {
@@ -59,16 +62,26 @@ async function render({model, el: host}) {
     el('div', {class: 'count'}, el('span', {}, 'epoch ', count.epoch), el('span', {}, 'batch ', count.batch), el('span', {}, 'time left ', count.left), status))
 
   const fields = {}
+  let wantsFolder = false
+  const showPath = name => { setup.querySelector('[data-for=path]').style.display = name === 'digits' ? 'none' : '' }
   const setup = el('div', {class: 'setup'})
   for (const [k, label, kind] of SETUP) {
     const f = kind === 'select' ? el('select') : el('input', {type: kind, autocomplete: 'off'})
     if (kind === 'select') for (const [v, t] of Object.entries(k === 'pace' ? PACES : model.get('choices')[k])) f.append(el('option', {value: v}, t))
     f.dataset.k = k
     f.setAttribute('aria-label', label)
-    if (k === 'path') f.placeholder = 'download'
+    if (k === 'path') f.placeholder = 'folder, or empty to download'
+    const value = () => kind === 'checkbox' ? f.checked : !NUMBERS.includes(k) ? f.value : f.value.trim() === '' || isNaN(f.value) ? f.value : Number(f.value)
     f.addEventListener('change', () => {
-      const v = kind === 'checkbox' ? f.checked : kind === 'number' || k === 'lr' || k === 'pace' ? (f.value.trim() === '' ? null : Number(f.value)) : f.value
-      send('set', {settings: {[k]: Number.isNaN(v) ? f.value : v}})
+      const settings = {[k]: value()}
+      if (k === 'name') {  // a folder of images needs its folder first
+        wantsFolder = f.value === 'folder'
+        showPath(f.value)
+        if (wantsFolder) return void fields.path.focus()
+      }
+      if (k === 'path' && wantsFolder) settings.name = 'folder'
+      wantsFolder = false
+      send('set', {settings})
     })
     fields[k] = f
     if (k === 'pace') reset.after(f)
@@ -93,9 +106,9 @@ async function render({model, el: host}) {
     knobs.append(el('div', {class: 'knob'}, el('div', {class: 'top'}, el('label', {for: id}, k), out), input, el('p', {}, text)))
   }
   const device = el('p', {class: 'device'}, '')
-  const far = [el('b'), el('b'), el('b')]
+  const far = [el('b'), el('b'), el('b')], farPlain = el('span')
   knobs.append(el('div', {class: 'so-far'}, el('h2', {}, 'So far'), el('div', {}, 'samples trained on ', far[0]),
-    el('div', {}, 'time with BLF ', far[1]), el('div', {}, 'time of the plain run ', far[2])))
+    el('div', {}, 'time with BLF ', far[1]), el('div', {}, farPlain, far[2])))
   knobs.append(el('p', {class: 'rule'}, 'A batch is scored first, without gradients; only what is kept is trained on. Every figure is measured here, now.'), device)
 
   const charts = {}
@@ -117,7 +130,7 @@ async function render({model, el: host}) {
   const strip = el('div', {class: 'strip'},
     el('div', {class: 'side kept'}, el('h2', {}, 'Hardest kept ', el('small', {}, 'of the last batch: loss, label→prediction')), pics.kept),
     el('div', {class: 'side skipped'}, el('h2', {}, 'Easiest skipped ', el('small', {}, 'of the same batch')), pics.skipped))
-  const errorText = el('span'), error = el('div', {class: 'error', role: 'alert', hidden: ''}, errorText, el('button', {onclick: () => { error.hidden = true }}, 'OK'))
+  const errorText = el('span'), error = el('div', {class: 'error', role: 'alert', hidden: ''}, errorText, el('button', {onclick: () => { error.hidden = true; send('ok') }}, 'OK'))
   const veilText = el('div', {}, 'Loading'), veil = el('div', {class: 'veil'}, el('div', {}, el('div', {class: 'spin'}), veilText))
   const root = el('div', {class: 'blf' + (fill ? ' fill' : '')}, header, setup, main, strip, error)
   main.style.position = 'relative'
@@ -136,20 +149,27 @@ async function render({model, el: host}) {
   })
 
   // ---- what Python sends
-  let shown = {}
+  let shown = {}, lastError = ''
   const show = {
     state(s) {
       shown = s.settings
-      for (const [k, o] of Object.entries(sliders)) if (!o.busy() && document.activeElement !== o.input || s.status === 'loading') {
+      const news = s.error !== lastError  // an error is shown once, and takes wrong fields back
+      lastError = s.error
+      if (news) { error.hidden = !s.error; errorText.textContent = s.error }
+      for (const [k, o] of Object.entries(sliders)) if (!o.busy() || (news && s.error)) {
         o.input.value = s.settings[k]
         o.out.textContent = Number(s.settings[k]).toFixed(2)
       }
       for (const [k, f] of Object.entries(fields)) {
-        if (f.type === 'checkbox') f.checked = s.settings[k]
-        else if (document.activeElement !== f || s.error) f.value = s.settings[k] ?? ''
+        const v = s.settings[k] ?? ''
+        if (f.type === 'checkbox') f.checked = v
+        else if ((document.activeElement !== f || (news && s.error)) && !(wantsFolder && k === 'name')) {
+          if (k === 'pace' && ![...f.options].some(o => o.value === String(v))) f.append(el('option', {value: v}, `${v} batches/s`))
+          f.value = v
+        }
       }
-      setup.querySelector('[data-for=path]').style.display = s.settings.name === 'digits' ? 'none' : ''
-      const on = s.status === 'running'
+      if (!wantsFolder) showPath(s.settings.name)
+      const on = s.status === 'running' || (s.status === 'loading' && s.queued)
       run.textContent = on ? 'Pause' : 'Run'
       run.dataset.does = on ? 'pause' : 'run'
       run.disabled = s.status === 'done' || s.status === 'error'
@@ -165,11 +185,10 @@ async function render({model, el: host}) {
       root.dataset.batches = s.n_batch
       veil.hidden = s.status !== 'loading'
       veilText.textContent = (s.what || 'Loading') + ' …'
-      error.hidden = !s.error
-      errorText.textContent = s.error
       device.textContent = s.device ? `Measured on: ${s.device}` : ''
       charts.by.dataset.next = s.by === 'epoch' ? 'seconds' : 'epoch'
       charts.by.textContent = 'by ' + charts.by.dataset.next + (s.by === 'epoch' ? '' : 's')
+      farPlain.textContent = s.plain ? 'time of the plain run ' : 'plain, by sampled steps '
       far.forEach((o, i) => { o.textContent = s.values.so_far ? s.values.so_far[i] : '–' })
       for (const [k] of CHARTS) {
         const [value, more] = s.values[k] || ['', '']

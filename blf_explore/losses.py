@@ -17,6 +17,7 @@ __all__ = ['batch_size', 'per_sample_loss', 'TopLoss']
 
 # %% ../nbs/01_losses.ipynb #e6b17565
 import inspect, math, torch
+from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -45,8 +46,15 @@ def _unreduced(loss_func, preds, *targs):
     old = loss_func.reduction
     try: loss_func.reduction = 'none'
     except AttributeError: return None # a property that cannot be set
-    try: return loss_func(preds, *targs)
+    try:
+        with _quiet(loss_func): return loss_func(preds, *targs)
     finally: loss_func.reduction = old
+
+def _quiet(loss_func):
+    "fastai's flattened losses wrap their input in a tensor subclass whose bookkeeping takes longer than the loss."
+    known = 'fastai.losses', 'torch.nn.modules.loss'
+    mods = {type(o).__module__ for o in (loss_func, getattr(loss_func, 'func', loss_func))}
+    return torch._C.DisableTorchFunctionSubclass() if 'fastai.losses' in mods and mods.issubset(known) else nullcontext()
 
 def _one_by_one(loss_func, n, *args):
     "`loss_func` of each sample as a batch of its own; what does not have n rows is passed on as it is."

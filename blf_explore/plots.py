@@ -1,7 +1,7 @@
 """Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 
 Four figures answer a class's four questions, each from records alone, so that they can be drawn without PyTorch, years
-after a run, or four times a second while it goes on:
+after a run, or a few times a second while it goes on:
 
 ```python
 rec = learn.selection.record          # or Record.load('run.npz')
@@ -43,7 +43,7 @@ def epoch_sums(
     "Counts and times of every epoch, the one under way included as far as it has come."
     cols = ('n_seen','n_kept','t_score_s','t_select_s','t_train_s')
     res = {o: [] for o in ('epoch','n_batch',*cols)}
-    n_iter,done = _n_iter(rec),rec.rows['epochs']
+    n_iter,done = _n_iter(rec),list(rec.rows['epochs']) # the training thread may add to it
     for r in done:
         for o in ('epoch',*cols): res[o].append(r[o])
         res['n_batch'].append(n_iter)
@@ -169,7 +169,8 @@ def time_spec(
     if not s['epoch']: unit,k = 's',1
     def bar(name, y, base, color, x, w, **kw):
         return dict(type='bar', x=x, y=[k*o for o in y], base=None if base is None else [k*o for o in base], name=name, width=w,
-                    marker=dict(color=color, **kw), hovertemplate=f'{name} %{{y:.3g}} {unit}<extra></extra>')
+                    marker=dict(color=color, **kw), customdata=[k*o for o in y], # `y` would include the base
+                    hovertemplate=f'{name} %{{customdata:.3g}} {unit}<extra></extra>')
     left,right = [e+.28 for e in s['epoch']],[e+.72 for e in s['epoch']]
     zeros = [0.]*len(left)
     train,score = s['t_train_s'],s['t_score_s']
@@ -207,7 +208,9 @@ def agreement_spec(
     return dict(data=data, layout=layout)
 
 # %% ../nbs/12_plots.ipynb #17d1776f
-def seconds_so_far(rec): 
+def seconds_so_far(
+    rec:Record # A record
+)->list: # One number an epoch
     "Training time from the start to the end of each epoch, selection's own cost included."
     return np.cumsum([r['t_score_s']+r['t_select_s']+r['t_train_s'] for r in rec.rows['epochs']]).tolist()
 

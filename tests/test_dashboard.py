@@ -64,7 +64,7 @@ def test_run_pause_step_reset(page):
     until(page, "document.querySelector('.blf').dataset.batches==22") # 1437 training digits, 64 a batch
     status(page, 'paused')
 
-    button(page, 'Run').click()
+    page.evaluate("for (let i = 0; i < 2; i++) document.querySelector('.blf .run').click()") # twice before the page can answer
     at_least(page, 30)
     first = [sum(numbers(chart(page, o)[i]['y'])) for o,i in (('samples',1), ('time',1), ('agreement',1))]
     at_least(page, 70)
@@ -134,8 +134,47 @@ def test_bad_input_is_a_sentence_on_the_page(page):
         page.wait_for_selector(f'.blf .error:has-text("{says}")', timeout=10_000)
         assert batches(page)==1 # nothing is lost
         button(page, 'OK').click()
+    assert page.errors==[]
+
+def test_an_error_while_training_can_be_dismissed_and_mended(page):
+    page.get_by_label('epochs', exact=True).fill('500')
+    page.get_by_label('epochs', exact=True).press('Enter')
+    until(page, "document.querySelector('.n-epoch').textContent.endsWith('/500')")
+    status(page, 'ready')
+    button(page, 'Run').click()
+    at_least(page, 5)
+    seed = page.get_by_label('seed', exact=True)
+    seed.fill('-1')
+    seed.press('Enter')
+    page.wait_for_selector('.blf .error:has-text("seed=-1 is not accepted")', timeout=10_000)
+    assert seed.input_value()=='42' # what was there before is back
+    button(page, 'OK').click()
+    n = batches(page)
+    at_least(page, n+40) # many updates later
+    assert not page.locator('.blf .error').is_visible()
+    button(page, 'Reset').click() # while it runs
+    status(page, 'ready')
+    assert batches(page)==0 and page.errors==[]
+
+def test_a_data_set_that_cannot_be_fetched_and_a_folder_of_images(page, tmp_path):
+    from PIL import Image
+    for c,v in (('dark',40), ('light',200)):
+        (tmp_path/c).mkdir()
+        for i in range(40): Image.new('L', (8,8), v+i).save(tmp_path/c/f'{i}.png')
     page.get_by_label('data', exact=True).select_option('folder')
-    page.wait_for_selector('.blf .error:has-text("give a folder of images")', timeout=10_000)
+    field = page.get_by_label('folder', exact=True)
+    field.fill('no/such/folder')
+    field.press('Enter')
+    page.wait_for_selector('.blf .error:has-text("is not a folder")', timeout=10_000)
+    button(page, 'OK').click()
+    page.get_by_label('data', exact=True).select_option('folder')
+    field.fill(str(tmp_path))
+    field.press('Enter')
+    until(page, "document.querySelector('.n-batch').textContent.endsWith('/1')") # 64 of 80 images train: one batch
+    status(page, 'ready')
+    button(page, 'Step').click()
+    at_least(page, 1)
+    assert {o.split('→')[0] for o in page.locator('.side.kept figcaption:nth-of-type(2)').all_inner_texts()}<={'dark','light'}
     assert page.errors==[]
 
 def test_settings_apply_on_reset(page):
