@@ -56,6 +56,7 @@ def select(
     the line included; keep max(m, ceil(n*sample_perc)), at least one. All of a batch that is not finite.
     Source: forums.fast.ai, "Meet BatchLossFilter" (2019); oguiza/fastai_extensions, 03_BatchLossFilter.ipynb."""
     check_blf(loss_perc, sample_perc)
+    if not len(losses): raise ValueError("losses is empty: give the losses of at least one sample")
     return _select(losses, loss_perc, sample_perc)
 
 # %% ../nbs/05_blf.ipynb #b6515353

@@ -233,6 +233,8 @@ def get_dls(
     `FileNotFoundError` for a missing folder, `ConnectionError` where a download fails."""
     if isinstance(bs, bool) or not isinstance(bs, int) or bs<1:
         raise ValueError(f"bs={bs!r} is not accepted: give a whole number of at least 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0<=seed<2**32:
+        raise ValueError(f"seed={seed!r} is not accepted: give a whole number from 0 to {2**32-1}")
     known = [*datasets, 'folder']
     if not isinstance(name, (str,Path)) or not str(name): raise _one_of('name', name, known)
     if str(name) not in known and Path(name).is_dir(): name,path = 'folder',name
