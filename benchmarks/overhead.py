@@ -79,7 +79,7 @@ def measure(dls, epochs, rounds, warmup=10):
                 n_seen = 0
                 for c in counts.values(): c.n = 0
             with eval_mode(blf.model), torch.no_grad(): losses = per_sample_loss(blf.loss_func, blf.model(x), y)
-            n = max(2, len(select(losses, loss_perc))) # BatchNorm cannot train on one value per channel
+            n = max(2, len(select(losses, loss_perc).idxs)) # BatchNorm cannot train on one value per channel
             idxs = losses.argsort(descending=True, stable=True)[:n]
             kept = x[idxs],y[idxs]
             def least():
