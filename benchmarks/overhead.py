@@ -7,7 +7,7 @@ Four learners start from one partly trained net and take the same batches in tur
   of this batch. Picking them, taking them and switching the mode are free here, so nothing that selects first can be faster;
 - tsai: `tsai.callback.experimental.BatchLossFilter(loss_perc=.9)`.
 The learning rate is 0 while the clock runs: all four do the work of a step, and stay the net that they were."""
-import argparse, warnings
+import argparse, random, warnings
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 warnings.filterwarnings('ignore', category=FutureWarning) # of tsai's imports
@@ -58,9 +58,9 @@ class Kept(Callback):
 def batches(dl):
     while True: yield from dl
 
-def rotated(fs, i):
-    fs = list(fs.items())
-    return dict(fs[i%len(fs):]+fs[:i%len(fs)])
+def shuffled(fs, seed):
+    "In another order every round: what ran just before, and left its memory and caches behind, is anybody."
+    return dict(random.Random(seed).sample(list(fs.items()), len(fs)))
 
 def measure(dls, epochs, rounds, warmup=10):
     "({name: seconds of each round}, {name: kept share})"
@@ -86,7 +86,7 @@ def measure(dls, epochs, rounds, warmup=10):
                 with torch.no_grad(): scorer(x)
                 learns['least'].one_batch(i, kept)
             fs = {k: partial(l.one_batch, i, (x,y)) for k,l in learns.items()} | dict(least=least)
-            t = time_interleaved(rotated(fs, i), n=1, warmup=0, device=dls.device)
+            t = time_interleaved(shuffled(fs, i), n=1, warmup=0, device=dls.device)
             n_seen += len(x)
             if i>=warmup:
                 for k,v in t.items(): times[k].append(v[0])
