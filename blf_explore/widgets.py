@@ -47,8 +47,8 @@ dashboard_defaults = dict(
     label_noise=0.)    # share of the training labels to flip, in [0, 1]
 
 _live = 'loss_perc','sample_perc','pace' # may change while training
-_ranges = dict(loss_perc=(float,0,1), sample_perc=(float,0,1), label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1),
-               lr=(float,1e-8,100), pace=(float,0,1000))
+_ranges = dict(loss_perc=(float,0,1), sample_perc=(float,0,1), label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536),
+               seed=(int,0,2**32-1), lr=(float,1e-8,100), pace=(float,0,1000))
 
 def check_settings(
     **settings # Any of `dashboard_defaults`
@@ -72,6 +72,7 @@ def check_settings(
     s['path'] = str(s['path']) if s['path'] else None
     if s['path'] and not Path(s['path']).is_dir():
         raise FileNotFoundError(f"path={s['path']!r} is not a folder: give one that holds the data set, or none")
+    if s['name']=='digits' and s['path']: s['name'] = 'folder' # digits come with scikit-learn: what has a path is a folder of images
     if s['name']=='folder' and not s['path']:
         raise ValueError("path=None is not accepted for name='folder': give a folder of images")
     return s
@@ -410,7 +411,8 @@ class LiveDashboard(anywidget.AnyWidget):
         self.settings = check_settings(**kwargs)
         self._lock,self._wake,self._data = threading.RLock(),threading.Event(),{}
         self._urgent,self._views,self._sent,self._pending,self._speed = threading.Event(),set(),{},{},[]
-        self._closed,self._skipped,self._lively,self._awaiting,self._message,self._by,self._t_strip,self._t_full = False,False,0.,0.,'','epoch',0.,0.
+        self._closed,self._skipped,self._message,self._by = False,False,'','epoch'
+        self._lively,self._awaiting,self._t_strip,self._t_full = 0.,0.,0.,0.
         super().__init__(fill=fill, height=height, choices=dict(name=dashboard_data, network=dashboard_networks))
         self.session = Session(self.settings, self._data, self._changed)
         self.on_msg(self._on_msg)
@@ -446,8 +448,9 @@ class LiveDashboard(anywidget.AnyWidget):
     def set(self, **settings):
         """Change `loss_perc`, `sample_perc` or `pace` from the very next batch on; other settings hold from the next `reset`
         on, which comes at once if nothing has been trained yet. Raises as `check_settings` does, and then changes nothing."""
-        if 'name' in settings and settings['name']!=self.settings['name']: settings = dict(path=None) | settings # another set's
         with self._lock:
+            old = (self.settings | self._pending)['name']
+            if settings.get('name', old)!=old: settings = dict(path=None) | settings # the folder was another set's
             new = check_settings(**(self.settings | self._pending | settings))
             self._message = ''
             self.settings |= {o: new[o] for o in _live}
@@ -603,7 +606,7 @@ class LiveDashboard(anywidget.AnyWidget):
         sums,rows,probes,ends = epoch_sums(rec),rec.rows['batches'],rec.rows['probes'],rec.rows['epochs']
         if not sums['epoch'] or not rows: return {}
         e,k,n,last = sums['epoch'][-1]+1,sums['n_kept'][-1],sums['n_seen'][-1],rows[-1]
-        odd = sum(not r['finite'] for r in rows[-1000:])
+        odd = sum(not r['finite'] for r in rows)
         note = f'; {odd} batches with losses that are not finite were kept whole' if odd else ''
         res = dict(samples=[f"{last['n_kept']} of {last['n_seen']}",
                             f"in the last batch; epoch {e}: {k:,} of {n:,}, {100*k/n:.0f}%{note}"])

@@ -20,10 +20,11 @@ def chromium(width=1280, height=720):
         finally: browser.close()
 
 @contextmanager
-def serve(*options):
-    "`blf-dashboard` with `options`; gives the address that it prints."
+def serve(*options, env=None):
+    "`blf-dashboard` with `options`, and with `env` in its environment; gives the address that it prints."
     cmd = [sys.executable, '-c', 'from blf_explore.cli import dashboard; dashboard()', '--no-browser', *options]
-    proc = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    proc = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            env=os.environ | (env or {}))
     try:
         seen = []
         for line in proc.stdout:

@@ -156,7 +156,7 @@ def test_an_error_while_training_can_be_dismissed_and_mended(page):
     status(page, 'ready')
     assert batches(page)==0 and page.errors==[]
 
-def test_a_data_set_that_cannot_be_fetched_and_a_folder_of_images(page, tmp_path):
+def test_a_folder_of_images(page, tmp_path):
     from PIL import Image
     for c,v in (('dark',40), ('light',200)):
         (tmp_path/c).mkdir()
@@ -176,6 +176,30 @@ def test_a_data_set_that_cannot_be_fetched_and_a_folder_of_images(page, tmp_path
     at_least(page, 1)
     assert {o.split('→')[0] for o in page.locator('.side.kept figcaption:nth-of-type(2)').all_inner_texts()}<={'dark','light'}
     assert page.errors==[]
+
+def test_a_path_belongs_to_its_data_set(tmp_path):
+    from blf_explore.widgets import LiveDashboard, check_settings
+    assert check_settings(path=tmp_path)['name']=='folder' # digits have no folder
+    dash = LiveDashboard(name='fashion_mnist', path=tmp_path)
+    try:
+        dash.set(name='digits')
+        assert (dash.settings['name'],dash.settings['path'])==('digits',None)
+        assert dash.wait(timeout=60)=='ready' and len(dash.session.lane.learn.dls.vocab)==10
+    finally: dash.close()
+
+def test_no_network_is_a_sentence_and_the_way_back_is_open(tmp_path):
+    dead = 'http://127.0.0.1:9' # nothing listens there
+    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, chromium() as page:
+        ready(page, url)
+        page.get_by_label('data', exact=True).select_option('cifar10')
+        page.wait_for_selector('.blf .error:has-text("has to be downloaded")', timeout=LONG)
+        status(page, 'error')
+        button(page, 'OK').click()
+        page.get_by_label('data', exact=True).select_option('digits')
+        status(page, 'ready')
+        button(page, 'Step').click()
+        at_least(page, 1)
+        assert page.errors==[]
 
 def test_settings_apply_on_reset(page):
     button(page, 'Step').click()
