@@ -18,12 +18,16 @@ __all__ = ['Last', 'Selection', 'eval_mode', 'rng_state', 'set_rng_state', 'rng_
            'grads_untouched', 'check_share', 'single_values', 'SelectiveTraining']
 
 # %% ../nbs/04_filtering.ipynb #c61752c1
-import math, random, threading, time, warnings
+import inspect, math, random, threading, time, warnings
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from fastai.basics import *
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_flatten
 from .losses import per_sample_loss, batch_size
 from .timing import PhaseTimer, device_name
 from .record import Record
@@ -135,12 +139,15 @@ def in_words(
 # %% ../nbs/04_filtering.ipynb #880a6382
 def check_share(
     name:str, # Name of the argument, for the message
-    val # A number in [0, 1], or a schedule that stays within it
+    val, # A number in [0, 1], or a schedule that stays within it
+    zero:bool=True # May it be the number 0? A schedule may touch it
 ):
     "Raise `ValueError`, with one sentence, for anything else; return `val`."
     def ok(o): return isinstance(o, (int,float,np.number)) and not isinstance(o, bool) and 0<=o<=1
     try: good = all(ok(val(o)) for o in np.linspace(0, 1, 101)) if callable(val) else ok(val)
     except Exception as e: raise ValueError(f"{name}={val!r} is not a schedule that can be called with the share of training done, from 0 to 1") from e
+    if good and not zero and not callable(val) and val==0:
+        raise ValueError(f"{name}={val!r} would keep nothing: give a number above 0, up to 1, or a fastai schedule within 0 and 1")
     if good: return val
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
@@ -156,9 +163,42 @@ def single_values(model:nn.Module):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/04_filtering.ipynb #a38adec2
+# %% ../nbs/04_filtering.ipynb #fbc56d35
+def join(
+    parts, # Batches, or parts of batches, of one structure, as `take` takes them
+    ns # Samples in each
+):
+    "The rows of several batches one after the other; what has no row per sample is that of the last."
+    b = parts[-1]
+    if isinstance(b, Tensor): return torch.cat(list(parts)) if b.ndim and len(b)==ns[-1] else b
+    if isinstance(b, MutableMapping):
+        res = copy(b)
+        res.update({k: join([o[k] for o in parts], ns) for k in b})
+        return res
+    if not isinstance(b, (tuple,list,L)): return b
+    res = [join(o, ns) for o in zip(*parts)]
+    return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
+
+# %% ../nbs/04_filtering.ipynb #2d694d5e
+def sample_idxs(
+    dl, # A fastai `DataLoader` that is being iterated
+    i:int, # Number of the batch in this epoch
+    n:int # Samples in it
+)->list: # Positions in the data set, one per sample
+    "Which samples of its data set make up a loader's batch. Raises `ValueError` for a loader that cannot tell."
+    order,bs = getattr(dl, '_DataLoader__idxs', None),getattr(dl, 'bs', None)
+    idxs = order[i*bs:(i+1)*bs] if isinstance(order, list) and bs else []
+    if len(idxs)!=n or not isinstance(idxs[0], Integral):
+        raise ValueError(f"dls.train={type(dl).__name__} does not tell which samples a batch holds: "
+                         "give a fastai DataLoader of a data set with a length, whose items are none of them skipped")
+    return idxs
+
+# %% ../nbs/04_filtering.ipynb #8d73a8e5
 Last = namedtuple('Last', 'xb yb preds losses selection')
-Last.__doc__ = "The last batch that was scored, whole; `selection` is None where all of it was kept."
+Last.__doc__ = """The last batch that was selected from, whole; `selection` is None where all of it was kept, `preds` where not all
+was scored anew."""
+
+_Rows = namedtuple('_Rows', 'xb yb mixed ids weights') # of one step; `mixed`: MixUp's other labels and its shares
 
 def _worded(e):
     "fastai words a callback's exception by its first argument, and stumbles over one that has none."
@@ -166,14 +206,19 @@ def _worded(e):
     return e
 
 class _Fit:
-    "What the callback knows of one fit; only the record outlives it."
+    "What the callback knows of one fit."
     def __init__(self, record, device):
         self.record,self.device,self.timer,self.plain_timer = record,device,PhaseTimer(device),PhaseTimer(device)
-        self.loss_func = self.two = self.now = self.scores = self.weights = self.last = self.plain = None
-        self.lock = threading.Lock()
+        self.loss_func = self.two = self.now = self.scores = self.rows = self.last = self.plain = self.rest = self.mix = None
+        self.lock,self.pct,self.step_s,self.world = threading.Lock(),0.,0.,1
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
+        self.watch,self.switch_scores = False,None
 
-# %% ../nbs/04_filtering.ipynb #fbc56d35
+def _whole(name, val, least=0):
+    if not isinstance(val, (int,np.integer)) or isinstance(val, bool) or val<least:
+        raise ValueError(f"{name}={val!r} is not accepted: give a whole number of at least {least}")
+
+# %% ../nbs/04_filtering.ipynb #c37d37aa
 class SelectiveTraining(Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 
@@ -181,19 +226,34 @@ class SelectiveTraining(Callback):
     precision, and leaves BatchNorm, gradients and the random state as they were. Where all samples are kept the batch is
     not touched: training is then bit for bit that of the plain learner. A batch whose scores are not finite is kept whole."""
     order,run_valid,name = 55,False,'selection' # after MixedPrecision and Recorder, before ProgressCallback
-    method,settings,_stateattrs = 'plain',(),('record','_fit')
+    method,settings,_stateattrs = 'plain',(),('record','memory','gen','ids','_fit','_resume')
+    by_id = False # does the method have to know which samples a batch holds? Then they are in `ids`
+    watch_rows = False # no scoring forward: a sample's score is its loss when it was last trained on (needs `by_id`, too)
 
     def __init__(self,
         score=per_sample_loss, # What a sample is worth: (loss_func, preds, *targs) -> (n,)
         selector=None, # Which are kept: (scores on the CPU, **settings) -> Selection; None trains plainly, and only measures
+        warmup:int=0, # Epochs to train plainly first
+        start:float=0., # Share of the training before which batches train plainly, in [0, 1]
+        end:float=1., # Share of the training after which batches train plainly, in [0, 1]
+        interrupt:int=0, # Train every so many-th batch of an epoch plainly; 0: none
+        switch=None, # Says, by what it has seen, whether to select, such as lesson 08's `TauSwitch`
+        queue:bool=False, # Let the selected samples wait until they fill a batch
+        stale:int=0, # Reuse a sample's last score for so many epochs
+        scale_factor:float=1., # Resize images by this for scoring, in (0, 1]
+        after_mix:bool=False, # Select after MixUp or CutMix has mixed, by the mixed loss, and not before
         plain_every:int=50, # Time a plain forward and backward once in so many batches, for `overhead_pct`; 0: never
         keep_losses:bool=True, # Keep every sample's score in the record
     ):
         super().__init__()
-        store_attr('score,selector,plain_every,keep_losses')
+        store_attr('score,selector,warmup,start,end,interrupt,switch,queue,stale,scale_factor,after_mix,plain_every,keep_losses')
+        if after_mix: self.order = MixHandler.order+1
+        self.check_options()
         self._init_state()
 
-    def _init_state(self): self.record,self._fit,self._column = Record(self.method),None,False
+    def _init_state(self):
+        self.record,self.memory,self.gen,self.ids = Record(self.method),{},torch.Generator(),None
+        self._fit,self._resume,self._column = None,None,False
 
     @property
     def epochs(self): return self.record.epochs
@@ -216,7 +276,41 @@ class SelectiveTraining(Callback):
         for k,v in settings.items():
             if k not in self.settings: raise ValueError(f"{k}={v!r} is no setting of {self.method}: it has {', '.join(self.settings) or 'none'}")
 
-# %% ../nbs/04_filtering.ipynb #2589af2d
+    def check_options(self):
+        "Raise `ValueError`, with one sentence, for what no method accepts."
+        for o in ('warmup','interrupt','stale','plain_every'): _whole(o, getattr(self, o))
+        for o in ('start','end'):
+            if callable(getattr(self, o)): raise ValueError(f"{o} is a schedule: give a number from 0 to 1, the share of training where it lies")
+            check_share(o, getattr(self, o))
+        if self.start>=self.end: raise ValueError(f"start={self.start!r} is not before end={self.end!r}: give shares of the training with start below end")
+        for o in ('queue','after_mix'):
+            if not isinstance(getattr(self, o), bool): raise ValueError(f"{o}={getattr(self, o)!r} is not accepted: give True or False")
+        ok = isinstance(self.scale_factor, (int,float,np.number)) and not isinstance(self.scale_factor, bool) and 0<self.scale_factor<=1
+        if not ok: raise ValueError(f"scale_factor={self.scale_factor!r} is not accepted: give a number above 0, up to 1")
+        if self.switch is not None:
+            if not all(hasattr(self.switch, o) for o in ('score','start','update','is_on','check')):
+                raise ValueError(f"switch={self.switch!r} is not accepted: give one such as TauSwitch(1.5)")
+
+    # what a method may put in their place
+
+    def begin(self):
+        "At the beginning of a fit: put what the method remembers in `memory`, of tensors and numbers, to be saved and resumed."
+
+    def begin_epoch(self):
+        "At the beginning of each training epoch."
+
+    def remember(self, scores):
+        "Note a batch's scores, just scored or come from a plain step, before any is selected; in `memory`, replaced and not modified."
+
+    def forward(self, model, *xb):
+        "The scoring forward; a method may look at more than the output."
+        return model(*xb)
+
+    def adjust(self, scores):
+        "The scores that are selected by, given those of `score`; (n,) on the CPU."
+        return scores
+
+# %% ../nbs/04_filtering.ipynb #354122ac
 @patch
 def before_fit(self:SelectiveTraining):
     "Refuse a second selection; announce the column `n_kept` of fastai's table."
@@ -233,24 +327,49 @@ def before_fit(self:SelectiveTraining):
 def before_train(self:SelectiveTraining):
     "Begin the record with the first epoch, and the clock with each."
     if hasattr(self.learn, 'lr_finder'): return
-    if self._fit is None:
-        self.check(**{o: getattr(self, o) for o in self.settings})
-        device = next(self.model.parameters()).device
-        settings = {o: in_words(getattr(self, o)) for o in self.settings}
-        dl = self.dls.train # fastai's has `bs`, PyTorch's `batch_size`
-        self.record = Record(self.method, settings, device_name(device), torch.initial_seed(),
-                             n_epoch=self.n_epoch, n_iter=len(dl), bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None))
-        self._fit = _Fit(self.record, device)
+    if self._fit is None: self._begin()
     f = self._fit
-    f.loss_func,f.measured,f.row0 = self.learn.loss_func,{},len(f.record.rows['batches'])
+    f.dl,f.loss_func,f.measured,f.row0 = self.learn.dl,self.learn.loss_func,{},len(f.record.rows['batches'])
+    f.mix = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
+    if self.after_mix and f.mix is not None and f.mix.stack_y: f.loss_func = f.mix.old_lf
     f.modules = list(self.model.modules())
+    f.world = torch.distributed.get_world_size() if isinstance(self.learn.model, DistributedDataParallel) else 1
+    f.compiled = any(type(o).__name__=='OptimizedModule' for o in f.modules) # to ask for the class would load the compiler
+    self.begin_epoch()
     f.excl0,f.t0,f.t_epoch = f.timer.excluded_s,time.perf_counter(),None
 
 @patch
+def _begin(self:SelectiveTraining):
+    self.check(**{o: getattr(self, o) for o in self.settings})
+    self.check_options()
+    if self.switch is not None: self.switch.check(self)
+    device = next(self.model.parameters()).device
+    settings = {o: in_words(getattr(self, o)) for o in self.settings}
+    usual = {k: p.default for k,p in inspect.signature(SelectiveTraining.__init__).parameters.items()}
+    for o in ('warmup','start','end','interrupt','queue','stale','scale_factor','after_mix','switch'):
+        if getattr(self, o)!=usual[o]: settings[o] = v if isinstance(v := getattr(self, o), (bool,int,float)) else repr(v)
+    dl = self.dls.train # fastai's has `bs`, PyTorch's `batch_size`
+    self.record = Record(self.method, settings, device_name(device), torch.initial_seed(), n_epoch=self.n_epoch, n_iter=len(dl),
+                         bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None))
+    if self.queue and not self.record.info['bs']: raise ValueError("queue=True needs to know how many samples fill a batch: give a data loader with a batch size")
+    if self._resume is None:
+        with rng_untouched(device): self.gen.manual_seed(int(torch.randint(2**62, (1,)))+rank_distrib())
+        self.memory = dict(queue=[], switch=self.switch and self.switch.start())
+        self.begin()
+    else: self._go_on(device)
+    self._fit = _Fit(self.record, device)
+
+@patch
 def after_train(self:SelectiveTraining):
-    "Stop the epoch's clock, when the device has done all its work."
+    "Train on what the queue still holds; stop the epoch's clock, when the device has done all its work."
     f = self._fit
     if f is None: return
+    self._finish(f)
+    if self.queue: self._flush(f)
+    self._stop_clock(f)
+
+@patch
+def _stop_clock(self:SelectiveTraining, f):
     self._finish(f)
     f.t_epoch = time.perf_counter()-f.t0-(f.timer.excluded_s-f.excl0)
 
@@ -272,21 +391,43 @@ def before_batch(self:SelectiveTraining):
     "Score the batch, select from it, and leave the selected samples to fastai's training step."
     f = self._fit
     if f is None: return # `lr_find` trains plainly
+    if f.rest is not None: # the queue's last samples, which take the place of a batch that was seen before
+        f.timer.start('train')
+        f.watch = False
+        return self._put(f, f.rest, len(f.rest.ids))
     xb,yb = self.learn.xb,self.learn.yb
     n = batch_size((*xb, *yb))
-    f.now,f.scores,f.weights,f.plain = dict(epoch=self.epoch, batch=f.n_batch, n_seen=n, n_kept=n, finite=True),None,None,None
-    if self.selector is not None:
-        settings = self._settings_now(f)
-        if self._is_due(f): self._time_plain(f, xb, yb)
-        f.timer.start('score')
-        preds,scores = self._score(f, xb, yb)
+    f.now = dict(epoch=self.epoch, batch=f.n_batch, n_seen=n, n_kept=n, n_trained=n, n_scored=0, finite=True)
+    f.scores = f.rows = f.plain = None
+    f.watch,f.pct = False,self.learn.pct_train
+    if self.selector is None: return f.timer.start('train')
+    settings = self._settings_now(f)
+    self.ids = torch.as_tensor(sample_idxs(f.dl, self.iter, n)) if self.by_id or self.stale else None
+    if f.compiled: self._of_any_size(xb, yb)
+    on,due = self._is_on(f, n),self._is_due(f)
+    if due and on: self._time_plain(f, xb, yb)
+    f.timer.start('score' if on else 'train')
+    sel = None
+    if on:
+        preds,scores = self._scores(f, xb, yb, n)
         f.timer.next('select')
-        f.scores = scores.detach().float().cpu()
+        f.scores = scores
         sel = self._select(f, settings)
-        f.last = Last(xb, yb, preds, f.scores, sel)
-        if sel is not None: self._keep(f, sel, n)
-        f.timer.next('train')
-    else: f.timer.start('train')
+        f.last = Last(xb, yb, preds, scores, sel)
+    if self.queue: self._fill(f, sel, n)
+    elif sel is not None: self._keep(f, sel, n)
+    f.watch = not on and f.rows is None
+    if f.watch and due: f.plain = 'this one'
+    if on: f.timer.next('train')
+
+@patch
+def _is_on(self:SelectiveTraining, f, n):
+    "Whether this batch is selected from, or trains plainly."
+    if self.epoch<self.warmup or (self.interrupt and (self.iter+1)%self.interrupt==0): return False
+    if self.start>0 or self.end<1: # counted exactly: `pct_train` is a sum of many small numbers
+        done = (self.epoch*self.n_iter+self.iter)/(self.n_epoch*self.n_iter)
+        if not self.start<=done or not (done<self.end or self.end==1): return False
+    return self.switch is None or self.switch.is_on(self.memory['switch'], n, self)
 
 @patch
 def _note_changes(self:SelectiveTraining, f, batch):
@@ -309,19 +450,90 @@ def _settings_now(self:SelectiveTraining, f):
 
 # %% ../nbs/04_filtering.ipynb #fcb818e3
 @patch
-def _score(self:SelectiveTraining, f, xb, yb):
-    "The model's output for the whole batch, and a score per sample; no trace is left."
+def _scores(self:SelectiveTraining, f, xb, yb, n):
+    "The model's output, if all were scored anew, and the scores that are selected by, (n,), on the CPU."
+    if self.watch_rows: return None,self.adjust(self._last_scores()) # none is scored anew
+    rows = self._outdated() if self.stale else None
+    if rows is None or len(rows)==n: preds,scores = self._score(f, xb, yb)
+    else:
+        preds,scores = None,self.memory['last'][self.ids]
+        if len(rows): scores[rows] = self._score(f, take(xb, rows, n), take(yb, rows, n), rows)[1]
+    if scores.isfinite().all():
+        if self.stale: self._note(self.ids, scores, rows)
+        self._saw(f, scores)
+    return preds,self.adjust(scores)
+
+@patch
+def _score(self:SelectiveTraining, f, xb, yb, rows=None):
+    "The model's output for a batch (or `rows` of it), and a score per sample; no trace is left."
     model = self.learn.model # `self.model` would be looked up through the learner
+    if f.world>1: model = model.module # processes need not score the same number of batches
+    if self.scale_factor!=1: xb = self._smaller(xb)
     try:
         with (rng_untouched(f.device), single_values(model) if f.two is None else nullcontext() as single,
               eval_mode(f.modules), torch.no_grad()):
-            preds = model(*xb)
-            scores = self.score(f.loss_func, preds, *yb)
+            preds = self.forward(model, *xb)
+            scores = self._each(f, self.score, preds, yb, self.after_mix, rows)
+            if self.switch is not None:
+                same = self.switch.score is self.score
+                f.switch_scores = (scores if same else self._each(f, self.switch.score, preds, yb, self.after_mix, rows)).float().cpu()
     except Exception as e: raise _worded(e)
     torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
     if single is not None: f.two = any(single)
-    return preds,scores
+    f.now['n_scored'] = len(scores)
+    return preds,scores.detach().float().cpu()
 
+@patch
+def _each(self:SelectiveTraining, f, score, preds, yb, mixed, rows=None):
+    "A score per sample; of samples that were mixed by MixUp, that of both labels in their shares."
+    if not mixed or f.mix is None or not f.mix.stack_y: return score(f.loss_func, preds, *yb)
+    yb1,lam = f.mix.yb1,f.mix.lam
+    if rows is not None: yb1,lam = take((yb1, lam), rows, len(yb1[0]))
+    a,b = score(f.loss_func, preds, *yb1),score(f.loss_func, preds, *yb)
+    return torch.lerp(a, b, lam.to(a))
+
+@patch
+def _smaller(self:SelectiveTraining, xb):
+    "The images of a batch resized for scoring."
+    if not any(isinstance(o, Tensor) and o.ndim==4 and o.is_floating_point() for o in xb):
+        raise ValueError(f"scale_factor={self.scale_factor!r} needs images: give inputs of shape (n, channels, height, width), or scale_factor=1")
+    def one(o): return F.interpolate(o, scale_factor=self.scale_factor, mode='bilinear', antialias=True)
+    return tuple(one(o) if isinstance(o, Tensor) and o.ndim==4 and o.is_floating_point() else o for o in xb)
+
+@patch
+def _saw(self:SelectiveTraining, f, scores):
+    "Show the method and the switch a batch's scores."
+    self.remember(scores)
+    if self.switch is not None and f.switch_scores is not None and f.switch_scores.isfinite().all():
+        self.memory['switch'] = self.switch.update(self.memory['switch'], f.switch_scores, self)
+    f.switch_scores = None
+
+# %% ../nbs/04_filtering.ipynb #2c84cd09
+@patch
+def _note(self:SelectiveTraining, ids, scores, rows=None):
+    "Keep the scores of these samples (of `rows` of them), and when they were made."
+    m = self.memory
+    if 'last' not in m:
+        N = len(self._fit.dl.dataset)
+        m['last'],m['when'] = torch.full((N,), torch.nan),torch.full((N,), -1)
+    if rows is not None: ids,scores = ids[rows],scores[rows]
+    m['last'][ids],m['when'][ids] = scores,self.epoch
+
+@patch
+def _outdated(self:SelectiveTraining):
+    "Positions in the batch of the samples without a score, or with one older than `stale` epochs."
+    if 'last' not in self.memory: return None
+    when = self.memory['when'][self.ids]
+    return ((when<0) | (self.epoch-when>self.stale)).nonzero()[:,0]
+
+@patch
+def _last_scores(self:SelectiveTraining):
+    "The samples' last scores; one that has none yet gets the mean of the others."
+    if 'last' not in self.memory: return torch.zeros(len(self.ids))
+    res,known = self.memory['last'][self.ids],self.memory['last']
+    return torch.where(res.isnan(), known.nanmean(), res)
+
+# %% ../nbs/04_filtering.ipynb #52a79cdb
 @patch
 def _select(self:SelectiveTraining, f, settings):
     "A selection of `f.scores`, or None to keep all."
@@ -332,25 +544,169 @@ def _select(self:SelectiveTraining, f, settings):
         f.warned = True
         return None
     sel = self.selector(f.scores, **settings)
-    if sel.weights is not None: return sel
-    if len(sel.idxs)==1 and f.two: sel = Selection(f.scores.argsort(descending=True, stable=True)[:2])
-    return sel if len(sel.idxs)<n else None
+    if len(sel.idxs)==1 and not self.queue and n>1 and self._needs_two(f): sel = self._two(f, sel)
+    return sel if len(sel.idxs)<n or sel.weights is not None else None
+
+@patch
+def _two(self:SelectiveTraining, f, sel):
+    "The one selected sample and the hardest of the others; which weighs nothing where there are weights."
+    order = f.scores.argsort(descending=True, stable=True)
+    idxs = torch.cat([sel.idxs.cpu(), order[order!=sel.idxs.cpu()][:1]])
+    return Selection(idxs, None if sel.weights is None else torch.cat([2*sel.weights, 0*sel.weights])) # of a mean over two
+
+@patch
+def _needs_two(self:SelectiveTraining, f):
+    "Whether a step on one sample would fail: in a BatchNorm, or in fastai's MixUp."
+    if f.two is None: # no batch was scored yet
+        model = self.learn.model
+        with f.timer.excluded(), rng_untouched(f.device), single_values(model) as single, eval_mode(f.modules), torch.no_grad():
+            (model.module if f.world>1 else model)(*self.learn.xb)
+        f.two = any(single)
+    return f.two or (f.mix is not None and not self.after_mix)
+
+@patch
+def _rows(self:SelectiveTraining, f, sel, n):
+    "What goes with the selected samples into a step."
+    mixed = None
+    if self.after_mix and f.mix is not None and f.mix.stack_y: # CutMix has one share for all
+        mixed = f.mix.yb1,f.mix.lam.expand(n) if f.mix.lam.numel()==1 else f.mix.lam
+    ids = torch.arange(n) if self.queue and self.ids is None else self.ids # the queue counts by them
+    if sel is None: return _Rows(self.learn.xb, self.learn.yb, mixed, ids, None)
+    weights = None if sel.weights is None else sel.weights.to(f.device)
+    return _Rows(*(take(o, sel.idxs, n) for o in (self.learn.xb, self.learn.yb, mixed, ids)), weights)
+
+@patch
+def _put(self:SelectiveTraining, f, rows, n):
+    "Put `n` samples in the batch's place."
+    f.rows,f.now['n_trained'] = rows,n
+    self.learn.xb,self.learn.yb = rows.xb,rows.yb
+    if rows.mixed is not None: f.mix.yb1,f.mix.lam = rows.mixed
+    if f.compiled: self._of_any_size(rows.xb, rows.yb)
 
 @patch
 def _keep(self:SelectiveTraining, f, sel, n):
     "Put the selected samples in the batch's place."
     f.now['n_kept'] = len(sel.idxs)
-    f.weights = None if sel.weights is None else sel.weights.to(f.device)
-    self.learn.xb,self.learn.yb = take(self.learn.xb, sel.idxs, n),take(self.learn.yb, sel.idxs, n)
+    self._put(f, self._rows(f, sel, n), len(sel.idxs))
+
+@patch
+def _of_any_size(self:SelectiveTraining, *parts):
+    "Let a compiled model know that batches of other sizes will come: one compilation serves them all."
+    for o in tree_flatten(parts)[0]:
+        if isinstance(o, Tensor) and o.ndim: torch._dynamo.maybe_mark_dynamic(o, 0)
 
 # %% ../nbs/04_filtering.ipynb #dcc3dcd9
 @patch
-def after_loss(self:SelectiveTraining):
-    "With weights: the weighted mean of the per-sample losses is what goes backward."
+def _fill(self:SelectiveTraining, f, sel, n):
+    "Put the selected samples in the queue; train on a full batch if there is one, else on nothing."
+    q,bs = self.memory['queue'],self.record.info['bs']
+    f.now['n_kept'] = k = n if sel is None else len(sel.idxs)
+    total,last = k+sum(len(o.ids) for o in q),self.iter==self.n_iter-1
+    f.raw = self.learn.xb,self.learn.yb
+    if last:
+        if total==1 and n>1 and self._needs_two(f): # nothing could be trained on that one
+            sel = self._two(f, sel)
+            f.now['n_kept'] = k = total = 2
+        if total==bs+1 and self._needs_two(f): bs = total # nor on the one that would be left
+    go = self._in_all(f, total>=bs or last, torch.distributed.ReduceOp.MIN)
+    if not go or q or k>bs:
+        q.append(self._rows(f, sel, n))
+        if not go: return self._skip(f)
+        return self._put(f, *self._pop(bs))
+    if sel is not None: self._put(f, self._rows(f, sel, n), k)
+
+@patch
+def _pop(self:SelectiveTraining, n):
+    "Take (up to) `n` samples from the queue."
+    q = self.memory['queue']
+    if any(o.weights is not None for o in q):
+        q = [o if o.weights is not None else o._replace(weights=torch.ones(len(o.ids), device=self._fit.device)) for o in q]
+    ns = [len(o.ids) for o in q]
+    rows,total = join(q, ns),sum(ns)
+    if total<=n: self.memory['queue'],n = [],total
+    else:
+        self.memory['queue'] = [take(rows, torch.arange(n, total), total)]
+        rows = take(rows, torch.arange(n), total)
+    return rows,n
+
+@patch
+def _skip(self:SelectiveTraining, f):
+    "Take no step for this batch."
+    f.now['n_trained'] = 0
+    self.learn.yb = () # fastai's Recorder then smooths no loss of a step that was not taken
+    for o in self.learn.cbs:
+        if isinstance(o, MixedPrecision): o.autocast.__exit__(None, None, None) # it leaves this to `after_loss`
+    raise CancelBatchException()
+
+@patch
+def _flush(self:SelectiveTraining, f):
+    "Train on what is left in the queue, in fastai's own step, at the learning rate of the last batch."
+    q = self.memory['queue']
+    n = sum(len(o.ids) for o in q)
+    while self._in_all(f, n>0, torch.distributed.ReduceOp.MAX):
+        if n==1 and self._needs_two(f) and f.world==1: return # waits for the next epoch
+        raw = f.raw if (k := batch_size((*f.raw[0], *f.raw[1])))<3 else take(f.raw, torch.arange(2), k)
+        if n: rows,n_now = self._pop(self.record.info['bs'])
+        else: # another process has samples left: take part, and weigh nothing
+            k = batch_size((*raw[0], *raw[1]))
+            rows = _Rows(*raw, None, torch.arange(k), torch.zeros(k, device=f.device))
+        state = self.learn.pct_train,self.learn.train_iter
+        self.learn.pct_train,f.rest,f.now = f.pct,rows,dict(epoch=self.epoch, batch=f.n_batch)
+        try: self.learn.one_batch(self.learn.iter, (*raw[0], *raw[1]))
+        except CancelTrainException: pass # it is over already
+        finally:
+            f.rest = None
+            self.learn.pct_train,self.learn.train_iter = state
+        n = sum(len(o.ids) for o in self.memory['queue'])
+
+@patch
+def _in_all(self:SelectiveTraining, f, val, op):
+    "`val`, agreed upon by all processes that train together."
+    if f.world==1: return val
+    t = torch.tensor(float(val), device=f.device)
+    torch.distributed.all_reduce(t, op)
+    return bool(t)
+
+# %% ../nbs/04_filtering.ipynb #6ce1f280
+@patch
+def after_pred(self:SelectiveTraining):
+    "With weights: each row of the output's gradient gets its sample's."
     f = self._fit
-    if f is None or f.weights is None: return
-    self.learn.loss_grad = (per_sample_loss(f.loss_func, self.learn.pred, *self.learn.yb)*f.weights).mean()
-    self.learn.loss = self.learn.loss_grad.clone()
+    if f is None or self.selector is None or (f.world==1 and (f.rows is None or f.rows.weights is None)): return
+    w = None if f.rows is None else f.rows.weights
+    if f.world>1:
+        k = f.now['n_trained'] if f.rest is None or w is None or w.any() else 0
+        all_k = torch.tensor(float(k), device=f.device)
+        torch.distributed.all_reduce(all_k)
+        if w is None: w = torch.ones(k, device=f.device)
+        w = w*(f.world*k/all_k)
+    for o in tree_flatten(self.learn.pred)[0]:
+        if isinstance(o, Tensor) and o.requires_grad and o.ndim and len(o)==len(w):
+            o.register_hook(lambda g: g*w.view(-1, *[1]*(g.ndim-1)).to(g.dtype))
+
+@patch
+def after_loss(self:SelectiveTraining):
+    "Note the scores of a plain step, and report the weighted loss of a weighted one."
+    f = self._fit
+    if f is None or self.selector is None: return
+    weights = None if f.rows is None else f.rows.weights
+    if not f.watch and not self.watch_rows and weights is None: return
+    f.timer.next('select')
+    pred,yb = self.learn.pred,self.learn.yb
+    with torch.no_grad():
+        if weights is not None:
+            self.learn.loss = (self._each(f, per_sample_loss, pred, yb, True)*weights).mean()
+        if f.watch or self.watch_rows:
+            scores = self._each(f, self.score, pred, yb, True).detach().float().cpu()
+            if self.switch is not None and f.watch:
+                f.switch_scores = self._each(f, self.switch.score, pred, yb, True).float().cpu()
+    ids = self.ids if f.rows is None else f.rows.ids
+    if f.watch or self.watch_rows:
+        if (self.stale or self.watch_rows) and scores.isfinite().all(): self._note(ids, scores)
+        if f.watch:
+            f.scores = scores
+            if scores.isfinite().all(): self._saw(f, scores)
+    f.timer.next('train')
 
 @patch
 def after_backward(self:SelectiveTraining):
@@ -361,8 +717,10 @@ def after_batch(self:SelectiveTraining):
     "Note the batch."
     f = self._fit
     if f is None or f.now is None: return
-    f.now['train_loss'] = self.learn.loss.detach()
-    if self.keep_losses and f.scores is not None: f.record.losses.append(f.scores.numpy())
+    f.now['train_loss'] = self.learn.loss.detach() if f.rest is not None or f.now['n_trained'] else math.nan
+    if f.rest is not None: return self._add_rest(f)
+    if self.keep_losses and self.selector is not None: # one array a batch, if only an empty one
+        f.record.losses.append(np.zeros(0, np.float32) if f.scores is None else f.scores.numpy())
     f.pending.append((f.now, f.timer.stop(), f.plain))
     f.now,f.n_batch = None,f.n_batch+1
     self._settle(f)
@@ -373,12 +731,22 @@ def _settle(self:SelectiveTraining, f, wait=False):
     while f.pending and (wait or f.timer.done(f.pending[0][1])):
         row,marks,plain = f.pending.pop(0)
         t = f.timer.seconds(marks)
-        step = t.get('step', 0.)
+        f.step_s = t.get('step', f.step_s) # a batch that only fills the queue has none
         row |= dict(kept_pct=100*row['n_kept']/row['n_seen'], t_score_s=t.get('score', 0.), t_select_s=t.get('select', 0.),
-                    t_train_s=t.get('train', 0.)+step, train_loss=float(row['train_loss']))
+                    t_train_s=t.get('train', 0.)+t.get('step', 0.), train_loss=float(row['train_loss']))
         f.record.add('batches', **row)
-        t_plain = row['t_train_s'] if self.selector is None else f.plain_timer.seconds(plain)['plain']+step if plain else None
+        t_plain = row['t_train_s'] if self.selector is None or plain=='this one' else f.plain_timer.seconds(plain)['plain']+f.step_s if plain else None
         if t_plain: f.record.add('plain', epoch=row['epoch'], batch=row['batch'], t_train_s=t_plain)
+
+@patch
+def _add_rest(self:SelectiveTraining, f):
+    "The queue's last step belongs to the epoch's last batch."
+    t = f.timer.seconds(f.timer.stop())
+    row = f.record.rows['batches'][-1]
+    row['n_trained'] += f.now['n_trained']
+    row['t_select_s'] += t.get('select', 0.)
+    row['t_train_s'] += t.get('train', 0.)+t.get('step', 0.)
+    f.now = None
 
 # %% ../nbs/04_filtering.ipynb #dd90ca5c
 @patch
@@ -390,10 +758,11 @@ def _is_due(self:SelectiveTraining, f):
 @patch
 def _time_plain(self:SelectiveTraining, f, xb, yb):
     "Time forward and backward of the whole batch, and leave no trace of it."
+    loss_func = self.learn.loss_func if self.after_mix else f.loss_func # of what is mixed already, the mixed loss
     try:
         with f.timer.excluded(), rng_untouched(f.device), buffers_untouched(self.model), grads_untouched(self.model):
             f.plain_timer.start('plain')
-            f.loss_func(self.model(*xb), *yb).backward()
+            loss_func(self.model(*xb), *yb).backward()
             f.plain = f.plain_timer.stop()
     except RuntimeError as e: # no memory for a whole batch may be why one selects; any other error is the user's to see
         if 'memory' not in str(e): raise _worded(e)
@@ -424,7 +793,7 @@ def after_epoch(self:SelectiveTraining):
     "Sum up the epoch's batches, and add what fastai measured in validation."
     f = self._fit
     if f is None: return
-    if f.t_epoch is None: self.after_train() # the epoch was cancelled
+    if f.t_epoch is None: self._stop_clock(f) # the epoch was cancelled
     rows = self._epoch_rows()
     if not rows: return
     row = dict(epoch=self.epoch) | {o: sum(r[o] for r in rows) for o in ('n_seen','n_kept','t_score_s','t_select_s','t_train_s')}
@@ -435,3 +804,60 @@ def after_epoch(self:SelectiveTraining):
     probes = [r for r in f.record.rows['probes'] if r['epoch']==self.epoch and r['batch']>0]
     row |= {o: probes[-1][o] if probes else np.nan for o in ('sign_agreement','cosine')}
     f.record.add('epochs', **(row | f.measured))
+
+# %% ../nbs/04_filtering.ipynb #918090e7
+@patch
+def would_keep(self:SelectiveTraining,
+    xb:tuple, # Inputs of n samples
+    yb:tuple, # Targets of n samples
+    ids=None # Positions of the samples in the training set, for a method that asks for them
+)->Selection: # None if the scores are not finite
+    "What the method would keep of a batch at this moment of a fit, were it to select; nothing is remembered of it."
+    f,n = self._fit,batch_size((xb, yb))
+    if self.selector is None: return Selection(torch.arange(n))
+    old = self.memory,self.gen.get_state(),self.ids
+    self.memory,self.ids = dict(self.memory),None if ids is None else torch.as_tensor(ids)
+    try:
+        if self.watch_rows: scores = self.adjust(self._last_scores())
+        else:
+            model = self.learn.model.module if f.world>1 else self.learn.model
+            if self.scale_factor!=1: xb = self._smaller(xb)
+            with rng_untouched(f.device), eval_mode(model), torch.no_grad():
+                scores = self.score(f.loss_func, self.forward(model, *xb), *yb).float().cpu()
+            if not scores.isfinite().all(): return None
+            self.remember(scores)
+            scores = self.adjust(scores)
+        return self.selector(scores, **{o: at(getattr(self, o), self.pct_train) for o in self.settings})
+    finally:
+        self.memory,state,self.ids = old
+        self.gen.set_state(state)
+
+@patch
+def state_dict(self:SelectiveTraining)->dict: # Tensors, numbers and text, which `torch.load` reads with `weights_only=True`
+    """What the next epoch needs to go on as if nothing had come between: memory, queue, random states. Save it when an epoch has
+    ended, beside `learn.save(..., with_opt=True)`."""
+    device,dl = next(self.model.parameters()).device,self.dls.train
+    memory = self.memory | dict(queue=[tuple(o) for o in self.memory.get('queue', [])])
+    rng = getattr(dl, 'rng', None) or getattr(getattr(dl, 'dl', None), 'rng', None)
+    return deepcopy(dict(method=self.method, memory=memory, gen=self.gen.get_state(), rng=rng_state(device), loader=rng and rng.getstate()))
+
+@patch
+def load_state_dict(self:SelectiveTraining,
+    state:dict # What `state_dict` returned
+)->SelectiveTraining:
+    "Go on from `state` at the next fit, `learn.fit(..., start_epoch=n)`, instead of beginning anew."
+    if not isinstance(state, dict) or state.get('method')!=self.method:
+        what = f"of {state['method']}" if isinstance(state, dict) and 'method' in state else f'a {type(state).__name__}'
+        raise ValueError(f"state is {what}, not of {self.method}: give what state_dict() of this method returned")
+    self._resume = deepcopy(state)
+    return self
+
+@patch
+def _go_on(self:SelectiveTraining, device):
+    s,self._resume = self._resume,None
+    self.memory = s['memory']
+    self.memory['queue'] = [_Rows(*to_device(o[:3], device), o[3], to_device(o[4], device)) for o in self.memory['queue']]
+    self.gen.set_state(s['gen'])
+    set_rng_state(s['rng'], device)
+    dl = self.dls.train
+    if s['loader'] is not None: (dl if hasattr(dl, 'rng') else dl.dl).rng.setstate(s['loader'])

@@ -19,7 +19,7 @@ import random
 from fastai.basics import *
 from torch.utils._pytree import tree_map
 from .losses import per_sample_loss, batch_size
-from .filtering import SelectiveTraining, Selection, take, rng_untouched, eval_mode, at
+from .filtering import SelectiveTraining, Selection, take, sample_idxs, rng_untouched, eval_mode
 
 # %% ../nbs/09_gradients.ipynb #67d5862e
 def sign_agreement(
@@ -109,8 +109,8 @@ class GradientProbe(Callback):
     agrees with that of a whole fixed batch, beside a random pick of the same size; `learn.selection.record.probes`.
 
     The time it takes counts as no part of training. A selection of a larger batch: of the probe batch as one."""
-    order,run_valid = 56,False
-    _stateattrs = ('batch',) # an exported learner takes no data along
+    order,run_valid = 58,False # after the selection, also where that comes after MixUp
+    _stateattrs = ('batch','ids') # an exported learner takes no data along
     def __init__(self,
         n:int=512, # Samples in the probe batch, drawn once from the training set
         every:int=0, # Measure every so many batches, too; 0: at the ends of epochs only
@@ -120,7 +120,7 @@ class GradientProbe(Callback):
         store_attr()
         self._init_state()
 
-    def _init_state(self): self.batch = None
+    def _init_state(self): self.batch = self.ids = None
 
     def before_fit(self):
         if not hasattr(self.learn, 'selection'):
@@ -138,7 +138,10 @@ class GradientProbe(Callback):
         dl = self.dls.train
         with rng_untouched(next(self.model.parameters()).device):
             random.seed(self.seed); torch.manual_seed(self.seed)
-            if hasattr(dl, 'new'): b = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False).one_batch()
+            if hasattr(dl, 'new'):
+                dl = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False)
+                b = dl.one_batch()
+                if self.learn.selection.by_id: self.ids = sample_idxs(dl, 0, batch_size(b))
             else: b = next(iter(torch.utils.data.DataLoader(dl.dataset, self.n, shuffle=True, collate_fn=dl.collate_fn))) # PyTorch's own
         b = tree_map(lambda o: o.as_subclass(Tensor) if isinstance(o, Tensor) else o, b) # as CastToTensor does for training
         return self.learn._set_device(b)
@@ -155,9 +158,8 @@ class GradientProbe(Callback):
         i = getattr(self.dls, 'n_inp', max(1, len(self.batch)-1)) # as fastai splits a batch
         xb,yb = self.batch[:i],self.batch[i:]
         n = batch_size((xb, yb))
-        with probing(self.model), torch.no_grad(): scores = cb.score(f.loss_func, self.model(*xb), *yb).float().cpu()
-        if not scores.isfinite().all(): return
-        sel = cb.selector(scores, **{o: at(getattr(cb, o), self.pct_train) for o in cb.settings}) if cb.selector else Selection(torch.arange(n))
+        sel = cb.would_keep(xb, yb, self.ids)
+        if sel is None: return # scores that are not finite
         g = torch.Generator().manual_seed(self.seed+f.n_batch)
         ref = subset_grad(self.model, f.loss_func, xb, yb)
         kept = subset_grad(self.model, f.loss_func, xb, yb, sel)
