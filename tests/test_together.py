@@ -1,0 +1,245 @@
+"""Selection together with precision, accumulation, trackers, interrupted training, mixing, compiled models:
+each against a loop without any callback, or against fastai without this one."""
+import contextlib, copy, random
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import CancelEpochException, CancelFitException, CancelTrainException
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
+from blf_explore.all import *
+from core_tools import *
+
+@pytest.fixture(autouse=True)
+def double():
+    "Rounding errors of double precision are far below any fault, so that 1e-9 tells the two apart."
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+def net(d=6, c=3): return nn.Sequential(nn.Flatten(), nn.Linear(d, 10), nn.BatchNorm1d(10), nn.Tanh(), nn.Linear(10, c))
+def bare(d=6, c=3): return nn.Sequential(nn.Flatten(), nn.Linear(d, 10), nn.Tanh(), nn.Linear(10, c))
+
+class CE(nn.CrossEntropyLoss): y_int = True # as fastai's own says of itself: MixUp may take its loss at both labels
+
+class ShownLoss(Callback):
+    "The loss that is shown and recorded, not the one that goes backward, in the precision that fastai's Recorder has."
+    order,run_valid = 99,False
+    def after_loss(self): self.learn.loss = self.learn.loss.float()
+
+def learner(cbs=None, seed=1, model=net, opt_func=SGD, loss_func=None, **kwargs):
+    cbs = [ShownLoss(), *(cbs if isinstance(cbs, (list,tuple)) else [] if cbs is None else [cbs])]
+    return make_learner(seed, cbs, model=model, opt_func=opt_func, loss_func=loss_func or CE(), metrics=None, **kwargs)
+
+def close(a, b, tol=1e-9):
+    "Two learners hold the same parameters and buffers, to rounding."
+    a,b = [o.model.state_dict() for o in (a,b)]
+    assert a.keys()==b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=tol, atol=tol, msg=lambda m: f'{k}: {m}')
+
+# ---- selectors that a loop without callback can follow: they depend on the scores alone
+
+def top(scores, share=.4):
+    return Selection(scores.argsort(descending=True, stable=True)[:max(1, round(len(scores)*share))])
+
+class Some:
+    "Another number of samples each time, so that a queue is never in step with the batches."
+    n = 0
+    def __call__(self, scores):
+        self.n += 1
+        return top(scores, (.1, .5, 1., .7, .3, .9, .2)[self.n%7])
+
+def weighted(scores, share=.4):
+    "Weights as sampling gives them: large for a sample that had little chance."
+    i = top(scores, share).idxs
+    return Selection(i, 1/(len(scores)*scores[i].double()/scores.double().sum()))
+
+def make(pick): return pick() if isinstance(pick, type) else pick
+
+# ---- the loop
+
+def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=contextlib.nullcontext):
+    """A loop without callback: scores in eval mode, picks, and yields the rows of each optimizer step, (x, y, weights).
+    With `queue`, rows wait until there are as many as a batch has; what is left comes at the epoch's end."""
+    bs,model,pick = learn.dls.train.bs,learn.model,make(pick)
+    for _ in range(n_epoch):
+        wait = []
+        for x,y in learn.dls.train:
+            model.eval()
+            with torch.no_grad(), ctx(): scores = ce(model(x), y, reduction='none').float()
+            model.train()
+            sel = pick(scores)
+            idxs,w = sel.idxs,[None]*len(sel.idxs) if sel.weights is None else sel.weights.tolist()
+            if len(idxs)==len(x) and sel.weights is None: idxs = torch.arange(len(x)) # a whole batch stays as it is
+            wait += list(zip(x[idxs], y[idxs], w))
+            while len(wait)>=bs or (wait and not queue):
+                now,wait = (wait[:bs],wait[bs:]) if queue else (wait,[])
+                yield rows(now)
+        while wait:
+            now,wait = wait[:bs],wait[bs:]
+            yield rows(now)
+
+def rows(now):
+    x,y,w = zip(*now)
+    return torch.stack(x), torch.stack(y), None if w[0] is None else torch.tensor(w)
+
+def loss_of(model, x, y, w, ce=F.cross_entropy):
+    l = ce(model(x), y, reduction='none')
+    return l.mean() if w is None else (l*w).mean()
+
+def hand_learner(lr=.1, **kwargs):
+    learn = learner(**kwargs)
+    learn.create_opt()
+    learn.opt.set_hypers(lr=lr)
+    learn.model.train()
+    return learn
+
+def fit_by_hand(n_epoch, pick, queue=False, lr=.1, **kwargs):
+    learn = hand_learner(lr, **kwargs)
+    for x,y,w in steps_by_hand(learn, n_epoch, pick, queue):
+        loss_of(learn.model, x, y, w).backward()
+        learn.opt.step(); learn.opt.zero_grad()
+    return learn
+
+@pytest.mark.parametrize('pick', [top, Some, weighted])
+def test_the_loop_itself(pick):
+    "The plainest case, so that a difference found below is not the loop's own."
+    a = learner(SelectiveTraining(selector=make(pick), plain_every=3), model=bare)
+    a.fit(2, .1)
+    close(a, fit_by_hand(2, pick, model=bare))
+    b = fit_by_hand(2, lambda s: Selection(top(s).idxs[1:]), model=bare) # and it can differ
+    assert any((x-y).abs().max()>1e-4 for x,y in zip(a.model.parameters(), b.model.parameters()))
+
+# ---- mixed precision
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    "fastai's mixed precision is CUDA's; the same casts and the same scaler exist for the CPU, too."
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr('fastai.callback.fp16.autocast', lambda device, **kwargs: torch.autocast('cpu', **kwargs))
+    monkeypatch.setattr('fastai.callback.fp16.GradScaler', lambda device, **kwargs: torch.amp.GradScaler('cpu', **kwargs))
+
+def nesting():
+    "How many autocasts are open."
+    n = torch.autocast_increment_nesting()-1
+    torch.autocast_decrement_nesting()
+    return n
+
+class Clean(Callback):
+    "After each batch no autocast is open, in training and in validation, at whatever order one looks."
+    order,n = 98,0
+    def look(self):
+        assert not torch.is_autocast_enabled('cpu') and nesting()==0
+        self.n += 1
+    def before_train(self): self.look()
+    def after_batch(self): self.look()
+    def after_train(self): self.look()
+    def after_fit(self): self.look()
+
+def plain_ce(preds, y):
+    "A loss that autocast does not know, so that it is computed in the precision of `preds`, which fastai's training makes float32."
+    return (preds.logsumexp(1) - preds[torch.arange(len(y)),y]).mean()
+
+DTYPES = {torch.float16: Learner.to_fp16, torch.bfloat16: Learner.to_bf16}
+
+def precise_by_hand(dtype, pick, queue=False, loss=F.cross_entropy, n_epoch=2):
+    "PyTorch's own recipe for mixed precision, with PyTorch's optimizer."
+    learn = hand_learner(model=bare)
+    opt = torch.optim.SGD(learn.model.parameters(), .1)
+    scaler = torch.amp.GradScaler('cpu', enabled=dtype is torch.float16)
+    def cast(): return torch.autocast('cpu', dtype=dtype)
+    def each(p, y, reduction): return F.cross_entropy(p.float(), y, reduction=reduction)
+    seen,pick = [],make(pick)
+    for x,y,w in steps_by_hand(learn, n_epoch, lambda s: seen.append(s) or pick(s), queue, ce=each, ctx=cast):
+        with cast():
+            pred = learn.model(x).float()
+            l = F.cross_entropy(pred, y, reduction='none')
+        (scaler.scale(l.mean() if w is None else (l*w).mean())).backward()
+        scaler.step(opt); scaler.update(); opt.zero_grad()
+    return learn,seen
+
+@pytest.mark.parametrize('loss', [CE(), plain_ce])
+@pytest.mark.parametrize('pick', [top, weighted])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_mixed_precision(on_cpu, dtype, pick, loss):
+    "Scored and trained in the learner's casts, losses in float32; the scaler's factor is gone from every gradient, weighted or not."
+    learn = DTYPES[dtype](learner(Clean(), model=bare, loss_func=loss)).add_cb(SelectiveTraining(selector=make(pick), plain_every=3))
+    learn.fit(2, .1)
+    ref,seen = precise_by_hand(dtype, pick)
+    for a,b in zip(learn.selection.record.losses, seen): np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    close(learn, ref, 1e-5)
+    assert learn.clean.n==2*8+2*2+1 # 6 training batches, 2 of validation
+    with pytest.raises(AssertionError): # a step in full precision is something else
+        close(learn, fit_by_hand(2, pick, model=bare), 1e-5)
+
+@pytest.mark.parametrize('pick', [Some, weighted])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_mixed_precision_with_a_queue(on_cpu, dtype, pick):
+    "A batch that only fills the queue is skipped before fastai's own callback would close its autocast."
+    learn = DTYPES[dtype](learner(Clean(), model=bare)).add_cb(SelectiveTraining(selector=make(pick), queue=True, plain_every=4))
+    learn.fit(2, .1)
+    assert 0 in set(learn.selection.batches.n_trained) and learn.clean.n>=2*8+2*2+1
+    close(learn, precise_by_hand(dtype, pick, queue=True)[0], 1e-5)
+
+# ---- accumulated and clipped gradients
+
+def accumulated_by_hand(n_epoch, pick, n_acc, queue=False, clip=None, lr=.1):
+    "The gradient of the sum over rows, divided by `n_acc`, each time that at least so many rows were seen; the rest waits for the next epoch."
+    learn,count = hand_learner(lr),0
+    for x,y,w in steps_by_hand(learn, n_epoch, pick, queue):
+        (loss_of(learn.model, x, y, w)*len(x)/n_acc).backward()
+        count += len(x)
+        if count<n_acc: continue
+        count = 0
+        if clip: nn.utils.clip_grad_norm_(learn.model.parameters(), clip)
+        learn.opt.step(); learn.opt.zero_grad()
+    return learn
+
+@pytest.mark.parametrize('queue', [False, True])
+@pytest.mark.parametrize('pick', [top, Some, weighted])
+def test_gradient_accumulation(pick, queue):
+    kw = dict(queue=True) if queue else {}
+    learn = learner(GradientAccumulation(20)).add_cb(SelectiveTraining(selector=make(pick), plain_every=2, **kw))
+    learn.fit(3, .1)
+    close(learn, accumulated_by_hand(3, pick, 20, queue))
+    with pytest.raises(AssertionError): close(learn, fit_by_hand(3, pick, queue))
+
+@pytest.mark.parametrize('queue', [False, True])
+@pytest.mark.parametrize('pick', [top, weighted])
+def test_gradient_clip(pick, queue):
+    kw = dict(queue=True) if queue else {}
+    for n_acc,cbs in (1, [GradientClip(.2)]),(20, [GradientClip(.2), GradientAccumulation(20)]):
+        learn = learner(cbs).add_cb(SelectiveTraining(selector=make(pick), plain_every=2, **kw))
+        learn.fit(2, .3)
+        ref = accumulated_by_hand(2, pick, n_acc, queue, clip=.2, lr=.3) if n_acc>1 else clipped_by_hand(2, pick, queue, .2, .3)
+        close(learn, ref)
+        with pytest.raises(AssertionError): close(learn, fit_by_hand(2, pick, queue, lr=.3))
+
+def clipped_by_hand(n_epoch, pick, queue, clip, lr):
+    learn = hand_learner(lr)
+    for x,y,w in steps_by_hand(learn, n_epoch, pick, queue):
+        loss_of(learn.model, x, y, w).backward()
+        nn.utils.clip_grad_norm_(learn.model.parameters(), clip)
+        learn.opt.step(); learn.opt.zero_grad()
+    return learn
+
+class Pair(nn.Module):
+    "Two outputs, one computed from the other, and a loss of both."
+    def __init__(self):
+        super().__init__()
+        self.net = bare()
+    def forward(self, x): return (z := self.net(x)), z.softmax(1)
+
+def pair_loss(preds, y, reduction='mean'):
+    l = F.cross_entropy(preds[0], y, reduction='none') + (1-preds[1][torch.arange(len(y)),y])**2
+    return l.mean() if reduction=='mean' else l
+
+def test_weights_where_one_output_comes_from_another():
+    learn = learner(SelectiveTraining(selector=weighted), model=Pair, loss_func=pair_loss)
+    learn.fit(2, .1)
+    ref = hand_learner(model=Pair)
+    for x,y,w in steps_by_hand(ref, 2, weighted, ce=pair_loss):
+        (pair_loss(ref.model(x), y, 'none')*w).mean().backward()
+        ref.opt.step(); ref.opt.zero_grad()
+    close(learn, ref)
