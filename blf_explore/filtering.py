@@ -383,7 +383,7 @@ def after_fit(self:SelectiveTraining):
 @patch
 def _finish(self:SelectiveTraining, f):
     "Note the last batch if something cancelled the rest after it had trained, and wait for the device."
-    if f.now is not None and f.timer.marks and f.timer.marks[-1][0]=='step': self.after_batch()
+    if f.now is not None and (f.now.get('n_trained')==0 or f.timer.marks and f.timer.marks[-1][0]=='step'): self.after_batch()
     f.now = None
     self._settle(f, wait=True)
 
@@ -658,7 +658,8 @@ def _flush(self:SelectiveTraining, f):
         try: self.learn.one_batch(self.learn.iter, (*raw[0], *raw[1]))
         except CancelTrainException: pass # it is over already
         finally:
-            f.rest = None
+            if f.now is not None and f.timer.marks[-1][0]=='step': self._add_rest(f) # cancelled after the step
+            f.now = f.rest = None
             self.learn.pct_train,self.learn.train_iter = state
         n = sum(len(o.ids) for o in self.memory['queue'])
 
