@@ -518,7 +518,7 @@ def _note(self:SelectiveTraining, ids, scores, rows=None):
     m = self.memory
     if 'last' not in m:
         N = len(self._fit.dl.dataset)
-        m['last'],m['when'] = torch.full((N,), torch.nan),torch.full((N,), -1)
+        m['last'],m['when'] = torch.full((N,), torch.nan, dtype=torch.float32),torch.full((N,), -1)
     if rows is not None: ids,scores = ids[rows],scores[rows]
     m['last'][ids],m['when'][ids] = scores,self.epoch
 
@@ -702,7 +702,8 @@ def after_loss(self:SelectiveTraining):
     pred,yb = self.learn.pred,self.learn.yb
     with torch.no_grad():
         if weights is not None:
-            self.learn.loss = (self._each(f, per_sample_loss, pred, yb, True)*weights).mean()
+            losses = self._each(f, per_sample_loss, pred, yb, True)
+            self.learn.loss = (losses*weights.to(losses.dtype)).mean()
         if f.watch or self.watch_rows:
             scores = self._each(f, self.score, pred, yb, True).detach().float().cpu()
             if self.switch is not None and f.watch:

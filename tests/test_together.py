@@ -8,6 +8,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
+from fastai.callback.schedule import SchedLin
 from blf_explore.all import *
 from core_tools import *
 
@@ -59,13 +60,15 @@ def make(pick): return pick() if isinstance(pick, type) else pick
 
 # ---- the loop
 
-def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=contextlib.nullcontext):
+def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=contextlib.nullcontext, n_batch=99, carry=False):
     """A loop without callback: scores in eval mode, picks, and yields the rows of each optimizer step, (x, y, weights).
-    With `queue`, rows wait until there are as many as a batch has; what is left comes at the epoch's end."""
+    With `queue`, rows wait until there are as many as a batch has; what is left comes at the epoch's end, or is carried over.
+    An epoch ends after `n_batch` batches."""
     bs,model,pick = learn.dls.train.bs,learn.model,make(pick)
+    wait = []
     for _ in range(n_epoch):
-        wait = []
-        for x,y in learn.dls.train:
+        for i,(x,y) in enumerate(learn.dls.train):
+            if i==n_batch: break
             model.eval()
             with torch.no_grad(), ctx(): scores = ce(model(x), y, reduction='none').float()
             model.train()
@@ -76,7 +79,7 @@ def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=con
             while len(wait)>=bs or (wait and not queue):
                 now,wait = (wait[:bs],wait[bs:]) if queue else (wait,[])
                 yield rows(now)
-        while wait:
+        while wait and not carry:
             now,wait = wait[:bs],wait[bs:]
             yield rows(now)
 
@@ -224,6 +227,13 @@ def clipped_by_hand(n_epoch, pick, queue, clip, lr):
         learn.opt.step(); learn.opt.zero_grad()
     return learn
 
+def test_weights_in_double_precision():
+    "A selector may compute its weights in double; the loss that fastai smooths stays in the network's precision."
+    torch.set_default_dtype(torch.float32)
+    learn = make_learner(cbs=SelectiveTraining(selector=weighted), model=bare)
+    learn.fit(1)
+    assert learn.loss is None and np.isfinite(learn.recorder.values[0][0])
+
 class Pair(nn.Module):
     "Two outputs, one computed from the other, and a loss of both."
     def __init__(self):
@@ -243,3 +253,167 @@ def test_weights_where_one_output_comes_from_another():
         (pair_loss(ref.model(x), y, 'none')*w).mean().backward()
         ref.opt.step(); ref.opt.zero_grad()
     close(learn, ref)
+
+# ---- trackers, loggers, short epochs
+
+def epoch_of(learn):
+    "Validation loss of a learner, computed by hand."
+    learn.model.eval()
+    with torch.no_grad(): res = F.cross_entropy(learn.model(learn.dls.valid_ds.ts[0]), learn.dls.valid_ds.ts[1]).item()
+    learn.model.train()
+    return res
+
+def epochs_by_hand(n_epoch, pick, queue=False, lr=.1, **kwargs):
+    "The learner after each epoch."
+    return [fit_by_hand(i+1, pick, queue, lr, **kwargs) for i in range(n_epoch)]
+
+@pytest.mark.parametrize('queue', [False, True])
+def test_save_model(tmp_path, queue):
+    cbs = [SaveModelCallback(every_epoch=True, fname='each', with_opt=True), SaveModelCallback(fname='best')]
+    learn = learner(cbs, path=tmp_path).add_cb(SelectiveTraining(selector=Some(), queue=queue))
+    with contextlib.redirect_stdout(None): learn.fit(4, 2.) # so large a step that the last epoch is not the best
+    refs = epochs_by_hand(4, Some, queue, 2., path=tmp_path)
+    losses = [epoch_of(o) for o in refs]
+    best = int(np.argmin(losses))
+    assert best<3
+    close(learn, refs[best]) # the best is loaded at the end
+    for i,ref in enumerate(refs): close(learner(path=tmp_path).load(f'each_{i}'), ref)
+    np.testing.assert_allclose(learn.selection.epochs.valid_loss, losses, rtol=1e-5)
+
+@pytest.mark.parametrize('queue', [False, True])
+def test_early_stopping(queue):
+    learn = learner(EarlyStoppingCallback(patience=1)).add_cb(SelectiveTraining(selector=Some(), queue=queue))
+    with contextlib.redirect_stdout(None): learn.fit(4, 2.)
+    refs = epochs_by_hand(4, Some, queue, 2.)
+    losses = [epoch_of(o) for o in refs]
+    last = next(i for i in range(1, 4) if losses[i]>min(losses[:i]))
+    assert last<3 and learn.selection.epochs.epoch.tolist()==list(range(last+1))
+    close(learn, refs[last])
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.selection.selector = Some()
+    learn.fit(1, 0.)
+    assert learn.selection.epochs.epoch.tolist()==[0] # a stopped fit leaves nothing to the next one
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items() if 'weight' in k)
+
+def test_csv_logger_with_a_queue(tmp_path):
+    learn = learner(CSVLogger(), path=tmp_path).add_cb(SelectiveTraining(selector=Some(), queue=True))
+    learn.fit(3, .1)
+    d,e = learn.csv_logger.read_log(),learn.selection.epochs
+    assert list(d.columns)==['epoch','train_loss','valid_loss','n_kept','time'] and d.n_kept.tolist()==e.n_kept.tolist()
+    np.testing.assert_allclose(d.valid_loss, [epoch_of(o) for o in epochs_by_hand(3, Some, True)], rtol=1e-5)
+    assert np.isfinite(d.train_loss).all()
+
+class CutShort(Callback):
+    "Ends the epoch's training, or the epoch, after so many batches."
+    def __init__(self, n, what=CancelTrainException, order=0): self.n,self.what,self.order = n,what,order
+    def after_batch(self):
+        if self.training and self.iter==self.n-1: raise self.what
+
+class Trained(Callback):
+    "Which samples each step took, and of how many batches fastai was told; by their first input, which is another in every sample."
+    order,run_valid = 99,False
+    def before_fit(self): self.steps = []
+    def before_step(self): self.steps.append(self.xb[0][:,0].tolist())
+
+@pytest.mark.parametrize('short', ['fastai', 'train', 'late', 'epoch'])
+@pytest.mark.parametrize('model', [bare, net])
+def test_short_epochs_with_a_queue(short, model):
+    "What an epoch cut short leaves in the queue is trained on: at its end, or where the epoch is cancelled altogether, with the next."
+    carried = short=='epoch'
+    cut = dict(fastai=ShortEpochCallback(.5, False), train=CutShort(4), late=CutShort(4, order=70), epoch=CutShort(4, CancelEpochException))[short]
+    learn = learner([cut, Trained()], model=model).add_cb(SelectiveTraining(selector=(pick := Kept()), queue=True, plain_every=3))
+    learn.fit(3, .1)
+    ref,steps = hand_learner(model=model),[]
+    for x,y,w in steps_by_hand(ref, 3, Some, True, n_batch=4, carry=carried):
+        steps.append(x[:,0].tolist())
+        loss_of(ref.model, x, y, w).backward()
+        ref.opt.step(); ref.opt.zero_grad()
+    assert [sorted(o) for o in learn.trained.steps]==[sorted(o) for o in steps]
+    close(learn, ref)
+    b = learn.selection.batches
+    assert len(b)==12 and b.n_kept.sum()==sum(pick.kept) and b.n_trained.sum()==sum(map(len, steps))
+    left = sum(pick.kept)-sum(map(len, steps))
+    assert left==0 if not carried else 0<=left<16
+
+class Kept(Some):
+    "Counts what it gives."
+    def __init__(self): self.kept = []
+    def __call__(self, scores):
+        sel = super().__call__(scores)
+        self.kept.append(len(sel.idxs))
+        return sel
+
+# ---- interrupted, and resumed in another learner
+
+def preset(name, **kwargs): # by name, so that one lesson's fault does not stop the others' tests
+    import blf_explore.all as b
+    return getattr(b, name)(**kwargs)
+
+RESUMED = dict(
+    plain=lambda: SelectiveTraining(),
+    BLF=lambda: preset('BatchLossFilter', loss_perc=SchedLin(.9, .5)),
+    BLF_queue=lambda: preset('BatchLossFilter', loss_perc=.5, queue=True, interrupt=4),
+    SB=lambda: preset('SelectiveBackprop', beta=2., history=50),
+    SB_stale=lambda: preset('SelectiveBackprop', beta=1., history=50, stale=2),
+    SB_filter=lambda: preset('SelectiveBackprop', queue=False, warmup=0, stale=1),
+    rank=lambda: preset('RankSelectiveBackprop', start=.25, end=.75),
+    importance=lambda: preset('ImportanceSampling', tau_th=0),
+    importance_tau=lambda: preset('ImportanceSampling', tau_th=1.05),
+    importance_queue=lambda: preset('ImportanceSampling', tau_th=0, queue=True),
+    switched_BLF=lambda: preset('BatchLossFilter', loss_perc=.5, switch=preset('TauSwitch', tau_th=1.05)),
+    InfoBatch=lambda: preset('InfoBatch', prune=.5, delta=.75),
+    CoreSet=lambda: preset('CoreSet', sample_perc=.5))
+
+class Ends(Callback):
+    "Saves what a resumed run needs when an epoch has ended, and interrupts the run in one of several ways."
+    order = 100
+    def __init__(self, how, folder): self.how,self.folder = how,folder
+    def save(self, learn):
+        learn.save('model', with_opt=True)
+        torch.save(learn.selection.state_dict(), self.folder/'selection.pth')
+    def after_epoch(self):
+        if self.epoch!=1: return
+        if self.how=='raise': self.save(self.learn)
+        if self.how=='finish': raise CancelFitException
+        if self.how=='ctrl-c': raise KeyboardInterrupt
+    def after_batch(self):
+        if self.how=='raise' and self.training and self.epoch==2 and self.iter==1: raise RuntimeError('no power')
+
+def tidy(d): return d[[o for o in d if not o.startswith('t_') and o not in ('train_loss','overhead_pct')]].reset_index(drop=True)
+
+@pytest.mark.parametrize('name,how,cut', [(o, 'raise', cut) for o in RESUMED for cut in (False, True)] +
+                         [(o, how, False) for o in ('BLF_queue','SB_stale','importance') for how in ('finish','ctrl-c','shorter')])
+def test_resumed_is_uninterrupted(tmp_path, name, how, cut):
+    """Four epochs at once, or two, and two more in a fresh learner: the same parameters, optimizer state, selections and random
+    numbers. With `cut`, every epoch is cancelled in the middle, so that a queue is not empty when the run is interrupted."""
+    def new(seed): return learner([CutShort(4, CancelEpochException)] if cut else None, seed, path=tmp_path, opt_func=Adam,
+                                  model=lambda: nn.Sequential(net(), nn.Dropout(.1))).add_cb(RESUMED[name]())
+    def fit(learn, n, **kwargs): learn.fit(n, 1e-2, **kwargs) if how=='shorter' else learn.fit_one_cycle(n, 1e-2, **kwargs)
+    whole = new(1)
+    fit(whole, 4)
+    want,rnd = state(whole),random_states()
+
+    first = new(1)
+    ends = Ends(how, tmp_path)
+    if how=='shorter': fit(first, 2)
+    else:
+        with pytest.raises((RuntimeError, KeyboardInterrupt)) if how!='finish' else contextlib.nullcontext(): fit(first, 4, cbs=ends)
+    if how!='raise': ends.save(first)
+    if cut and 'queue' in name: assert torch.load(tmp_path/'selection.pth')['memory']['queue']
+    del first
+
+    second = new(9)
+    second.load('model', with_opt=True)
+    assert second.selection.load_state_dict(torch.load(tmp_path/'selection.pth', weights_only=True)) is second.selection
+    fit(second, 4, start_epoch=2)
+    assert_same(state(second), want)
+    assert random_states()==rnd
+    a,b = whole.selection.record,second.selection.record
+    last = (a.batches.epoch>=2).tolist()
+    assert sum(last)==len(b.batches)>0
+    for i,o in zip([i for i,l in enumerate(last) if l and a.losses], b.losses): np.testing.assert_array_equal(a.losses[i], o)
+    x,y = tidy(a.batches[last]),tidy(b.batches)
+    y['batch'] += x.batch[0]-y.batch[0]
+    pd.testing.assert_frame_equal(x, y)
+    np.testing.assert_array_equal(a.batches.train_loss[last], b.batches.train_loss)
+    if not cut: pd.testing.assert_frame_equal(tidy(a.epochs[2:]), tidy(b.epochs))
