@@ -653,14 +653,15 @@ def _flush(self:SelectiveTraining, f):
         else: # another process has samples left: take part, and weigh nothing
             k = batch_size((*raw[0], *raw[1]))
             rows = _Rows(*raw, None, torch.arange(k), torch.zeros(k, device=f.device))
-        state = self.learn.pct_train,self.learn.train_iter
+        state,loss_func = (self.learn.pct_train,self.learn.train_iter),self.learn.loss_func
+        if f.mix is not None and f.mix.stack_y: self.learn.loss_func = f.mix.lf # it may have ended its part of the epoch
         self.learn.pct_train,f.rest,f.now = f.pct,rows,dict(epoch=self.epoch, batch=f.n_batch)
         try: self.learn.one_batch(self.learn.iter, (*raw[0], *raw[1]))
         except CancelTrainException: pass # it is over already
         finally:
             if f.now is not None and f.timer.marks[-1][0]=='step': self._add_rest(f) # cancelled after the step
             f.now = f.rest = None
-            self.learn.pct_train,self.learn.train_iter = state
+            (self.learn.pct_train,self.learn.train_iter),self.learn.loss_func = state,loss_func
         n = sum(len(o.ids) for o in self.memory['queue'])
 
 @patch

@@ -417,3 +417,161 @@ def test_resumed_is_uninterrupted(tmp_path, name, how, cut):
     pd.testing.assert_frame_equal(x, y)
     np.testing.assert_array_equal(a.batches.train_loss[last], b.batches.train_loss)
     if not cut: pd.testing.assert_frame_equal(tidy(a.epochs[2:]), tidy(b.epochs))
+
+# ---- mixing
+
+def images(n=72, n_valid=16, c=3, size=6):
+    g = torch.Generator().manual_seed(3)
+    y = torch.randint(0, c, (n+n_valid,), generator=g)
+    x = torch.randn(n+n_valid, 2, size, size, generator=g) + y[:,None,None,None]*torch.linspace(-1, 1, size)
+    return Rows(x[:n], y[:n]),Rows(x[n:], y[n:])
+
+def image_net(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+class OneHot(nn.Module):
+    "A loss of soft labels, without `y_int`: fastai then mixes the labels themselves."
+    reduction = 'mean'
+    def forward(self, p, y):
+        l = -(p.log_softmax(1)*y).sum(1)
+        return l.mean() if self.reduction=='mean' else l
+
+def blend(kind, x, y, soft):
+    "What MixUp and CutMix do to a batch, written anew: mixed images, both labels (or soft ones), each sample's share of its own."
+    n,alpha = len(x),torch.tensor(.4, dtype=torch.float32).double() # as fastai stores it
+    if kind is MixUp:
+        lam = torch.distributions.Beta(alpha, alpha).sample((n,))
+        lam = torch.maximum(lam, 1-lam)
+        perm = torch.randperm(n)
+        x = lam[:,None,None,None]*x + (1-lam)[:,None,None,None]*x[perm]
+    else:
+        lam = torch.distributions.Beta(torch.tensor(1.), torch.tensor(1.)).sample((1,))
+        perm = torch.randperm(n)
+        h,w = x.shape[2:]
+        side_w,side_h = [torch.round(o*torch.sqrt(1-lam)).long() for o in (w, h)]
+        cx,cy = torch.randint(0, w, (1,)),torch.randint(0, h, (1,))
+        x1,x2 = (cx-side_w//2).clamp(0, w),(cx+side_w//2).clamp(0, w)
+        y1,y2 = (cy-side_h//2).clamp(0, h),(cy+side_h//2).clamp(0, h)
+        mask = torch.zeros(h, w, dtype=torch.bool)
+        mask[y1:y2,x1:x2] = True
+        x = torch.where(mask, x[perm], x)
+        lam = (1-mask.double().mean()).expand(n)
+    if soft:
+        y = lam[:,None]*y + (1-lam)[:,None]*y[perm]
+        return x, (y, y, lam)
+    return x, (y, y[perm], lam)
+
+def mixed_loss(p, ys, soft):
+    y,y1,lam = ys
+    if soft: return -(p.log_softmax(1)*y).sum(1)
+    return lam*F.cross_entropy(p, y, reduction='none') + (1-lam)*F.cross_entropy(p, y1, reduction='none')
+
+def mixing_by_hand(kind, pick, after, queue, soft, n_epoch=2, lr=.1):
+    learn = mixing_learner(kind, soft)
+    learn.create_opt(); learn.opt.set_hypers(lr=lr)
+    model,bs,pick = learn.model,learn.dls.train.bs,make(pick)
+    def step(x, ys, w):
+        l = mixed_loss(model(x), ys, soft)
+        (l if w is None else l*w).mean().backward()
+        learn.opt.step(); learn.opt.zero_grad()
+    def train(now):
+        *parts,w = zip(*now)
+        w = None if w[0] is None else torch.stack(w)
+        x,y,y1,lam = [torch.stack(o) for o in parts]
+        if not after: x,(y,y1,lam) = blend(kind, x, y, soft)
+        step(x, (y, y1, lam), w)
+    for _ in range(n_epoch):
+        wait = []
+        for x,y in learn.dls.train:
+            ys = y,y,torch.ones(len(x))
+            if after: x,ys = blend(kind, x, y, soft)
+            with torch.no_grad(): scores = mixed_loss(model(x), ys, soft).float()
+            sel = pick(scores)
+            idxs,w = sel.idxs,[None]*len(sel.idxs) if sel.weights is None else sel.weights
+            if len(idxs)==len(x) and sel.weights is None: idxs = torch.arange(len(x))
+            wait += list(zip(x[idxs], *[o[idxs] for o in ys], w))
+            while len(wait)>=bs or (wait and not queue):
+                now,wait = (wait[:bs],wait[bs:]) if queue else (wait,[])
+                train(now)
+        while wait:
+            now,wait = wait[:bs],wait[bs:]
+            train(now)
+        for _ in learn.dls.valid: pass # draws from the random state, as fastai's validation does
+    return learn
+
+def mixer(kind):
+    cb = kind()
+    cb.distrib = torch.distributions.Beta(cb.distrib.concentration1.double(), cb.distrib.concentration0.double())
+    return cb
+
+def mixing_learner(kind, soft, cbs=None, **kwargs):
+    train,valid = images()
+    if soft: train,valid = [Rows(o.ts[0], F.one_hot(o.ts[1], 3).double()) for o in (train,valid)]
+    return learner(cbs, dls=lambda: loaders(train, valid), model=image_net, loss_func=OneHot() if soft else CE(), **kwargs)
+
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('queue', [False, True])
+@pytest.mark.parametrize('pick', [Some, weighted])
+@pytest.mark.parametrize('after', [False, True])
+@pytest.mark.parametrize('kind', [MixUp, CutMix])
+def test_mixing(kind, after, pick, queue, soft):
+    "Selected before mixing by their own loss, or after it by the mixed one; images, both labels and shares stay together."
+    learn = mixing_learner(kind, soft, [mixer(kind)]).add_cb(SelectiveTraining(selector=make(pick), after_mix=after, queue=queue, plain_every=3))
+    lf,n = learn.loss_func,1 if after and queue else 2 # fastai's mixing draws once more where the queue is emptied
+    learn.fit(n, .1)
+    assert learn.loss_func is lf and lf.reduction=='mean'
+    close(learn, mixing_by_hand(kind, pick, after, queue, soft, n))
+    with pytest.raises(AssertionError): close(learn, mixing_by_hand(kind, pick, not after, queue, soft, n))
+
+@pytest.mark.parametrize('after', [False, True])
+def test_mixing_where_one_is_kept(after):
+    "fastai's MixUp cannot mix a single sample, so two are kept; mixed ones can be trained on alone."
+    def one(scores): return Selection(scores.argmax()[None])
+    torch.set_default_dtype(torch.float32)
+    learn = mixing_learner(MixUp, False, [MixUp()]).add_cb(SelectiveTraining(selector=one, after_mix=after))
+    learn.fit(1)
+    assert set(learn.selection.batches.n_kept)=={1 if after else 2}
+    learn.selection.queue = True
+    learn.fit(1)
+    assert learn.selection.batches.n_trained.tolist()==[0, 0, 0, 0, 5]
+
+# ---- compiled models
+
+class Graphs:
+    "A backend for `torch.compile` that compiles nothing, and counts how often it was asked to."
+    def __init__(self): self.n = 0
+    def __call__(self, gm, example_inputs):
+        self.n += 1
+        return gm.forward
+
+def compiled(how, graphs, seed=1):
+    torch._dynamo.reset()
+    learn = learner(seed=seed, dls=lambda: loaders(*blobs(n=160)))
+    if how=='in place': learn.model.compile(backend=graphs)
+    elif how=='wrapped': learn.model = torch.compile(learn.model, backend=graphs)
+    return learn
+
+def params(learn): return {k.replace('_orig_mod.', ''): v for k,v in learn.model.state_dict().items()}
+
+class Sizes:
+    "Keeps the given numbers of samples in turn."
+    def __init__(self, sizes): self.sizes,self.i = sizes,0
+    def __call__(self, scores):
+        self.i += 1
+        return Selection(scores.argsort(descending=True, stable=True)[:min(len(scores), self.sizes[self.i%len(self.sizes)])])
+
+@pytest.mark.parametrize('how,kw', [('wrapped', dict(queue=True)), ('wrapped', dict(interrupt=3, warmup=1)), ('in place', dict(stale=1))])
+def test_compiled_once_for_all_sizes(how, kw):
+    "As many compilations for eight sizes as for two, and the result of the model that was not compiled."
+    def run(sizes, how):
+        graphs = Graphs()
+        learn = compiled(how, graphs).add_cb(SelectiveTraining(selector=Sizes(sizes), plain_every=4, **kw))
+        learn.fit(2, .1)
+        b = learn.selection.batches
+        return learn,graphs.n,b.n_trained.nunique()
+    few,n_few,_ = run([5, 9], how)
+    many,n_many,n_sizes = run([3, 14, 5, 12, 9, 7, 15, 11], how)
+    print(n_few,n_many,n_sizes)
+    assert 2<=n_many<=n_few+1 and (n_sizes>6 or 'queue' in kw)
+    want,n,_ = run([3, 14, 5, 12, 9, 7, 15, 11], None)
+    assert n==0
+    for (k,a),b in zip(params(want).items(), params(many).values()): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=k)
