@@ -27,6 +27,7 @@ from numbers import Integral
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
+from fastai.callback.training import GradientAccumulation
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_map
@@ -214,7 +215,7 @@ class _Fit:
         self.loss_func = self.two = self.now = self.scores = self.rows = self.last = self.plain = self.rest = self.mix = None
         self.lock,self.pct,self.step_s,self.world = threading.Lock(),0.,0.,1
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
-        self.watch,self.half,self.switch_scores = False,False,None
+        self.watch,self.half,self.switch_scores,self.share,self.own_loss = False,False,None,1.,None
 
 def _whole(name, val, least=0):
     if not isinstance(val, (int,np.integer)) or isinstance(val, bool) or val<least:
@@ -336,6 +337,9 @@ def before_train(self:SelectiveTraining):
     if self.after_mix and f.mix is not None and f.mix.stack_y: f.loss_func = f.mix.old_lf
     f.modules,f.half = list(self.model.modules()),any(isinstance(o, MixedPrecision) for o in self.learn.cbs)
     f.world = torch.distributed.get_world_size() if isinstance(self.learn.model, DistributedDataParallel) else 1
+    if f.world>1 and self.selector is not None and len(self.learn._grab_cbs(GradientAccumulation)):
+        raise ValueError("GradientAccumulation counts the samples of its own process, so that several would step at different times: "
+                         "remove it, or train in one process")
     f.compiled = any(type(o).__name__=='OptimizedModule' for o in f.modules) # to ask for the class would load the compiler
     self.begin_epoch()
     f.excl0,f.t0,f.t_epoch = f.timer.excluded_s,time.perf_counter(),None
@@ -401,6 +405,7 @@ def before_batch(self:SelectiveTraining):
     n = batch_size((*xb, *yb))
     f.now = dict(epoch=self.epoch, batch=f.n_batch, n_seen=n, n_kept=n, n_trained=n, n_scored=0, finite=True)
     f.scores = f.rows = f.plain = None
+    f.own_loss = self.learn.loss # where another callback cancels the batch, there is no other
     f.watch,f.pct = False,self.learn.pct_train
     if self.selector is None: return f.timer.start('train')
     settings = self._settings_now(f)
@@ -647,12 +652,15 @@ def _flush(self:SelectiveTraining, f):
     q = self.memory['queue']
     n = sum(len(o.ids) for o in q)
     while self._in_all(f, n>0, torch.distributed.ReduceOp.MAX):
-        if n==1 and self._needs_two(f) and f.world==1: return # waits for the next epoch
         raw = f.raw if (k := batch_size((*f.raw[0], *f.raw[1])))<3 else take(f.raw, torch.arange(2), k)
-        if n: rows,n_now = self._pop(self.record.info['bs'])
+        k,bs = batch_size((*raw[0], *raw[1])),self.record.info['bs']
+        if n: rows = self._pop(n if n==bs+1 and self._needs_two(f) else bs)[0]
         else: # another process has samples left: take part, and weigh nothing
-            k = batch_size((*raw[0], *raw[1]))
-            rows = _Rows(*raw, None, torch.arange(k), torch.zeros(k, device=f.device))
+            rows = _Rows(*raw, None, torch.arange(0), torch.zeros(k, device=f.device))
+        if n==1 and self._needs_two(f): # one of the batch beside it, which weighs nothing
+            two = [join([a, take(b, torch.arange(1), k)], [1, 1]) for a,b in zip(rows[:2], raw)]
+            w = torch.ones(1, device=f.device) if rows.weights is None else rows.weights
+            rows = _Rows(*two, take(rows.mixed, torch.zeros(2, dtype=torch.int64), 1), rows.ids, torch.cat([2*w, 0*w]))
         state,loss_func = (self.learn.pct_train,self.learn.train_iter),self.learn.loss_func
         if f.mix is not None and f.mix.stack_y: self.learn.loss_func = f.mix.lf # it may have ended its part of the epoch
         self.learn.pct_train,f.rest,f.now = f.pct,rows,dict(epoch=self.epoch, batch=f.n_batch)
@@ -680,17 +688,21 @@ def after_pred(self:SelectiveTraining):
     if f is None or self.selector is None or (f.world==1 and (f.rows is None or f.rows.weights is None)): return
     w = None if f.rows is None else f.rows.weights
     if f.world>1:
-        k = f.now['n_trained'] if f.rest is None or w is None or w.any() else 0
+        k = f.now['n_trained']
         all_k = torch.tensor(float(k), device=f.device)
         torch.distributed.all_reduce(all_k)
         if w is None: w = torch.ones(k, device=f.device)
-        w = w*(f.world*k/all_k)
+        f.share = f.world*k/all_k
+        w = w*f.share
+    found = []
     def weigh(o): # a view: where one output is computed from another, its gradient would pass the other's hook as well
         if not (isinstance(o, Tensor) and o.requires_grad and o.ndim and len(o)==len(w)): return o
         o = o.view_as(o)
+        found.append(o)
         o.register_hook(lambda g: g*w.view(-1, *[1]*(g.ndim-1)).to(g.dtype))
         return o
     self.learn.pred = tree_map(weigh, self.learn.pred)
+    if not found: raise ValueError(f"the model's output has no tensor with a row for each of the {len(w)} samples, so they cannot be weighted")
 
 @patch
 def after_loss(self:SelectiveTraining):
@@ -698,6 +710,12 @@ def after_loss(self:SelectiveTraining):
     f = self._fit
     if f is None or self.selector is None: return
     weights = None if f.rows is None else f.rows.weights
+    self._see(f, weights)
+    f.own_loss = self.learn.loss
+    if f.world>1: self.learn.loss = f.own_loss*f.share # fastai shows the mean over processes: now that over their samples
+
+@patch
+def _see(self:SelectiveTraining, f, weights):
     if not f.watch and not self.watch_rows and weights is None: return
     f.timer.next('select')
     pred,yb = self.learn.pred,self.learn.yb
@@ -711,7 +729,7 @@ def after_loss(self:SelectiveTraining):
                 f.switch_scores = self._each(f, self.switch.score, pred, yb, True).float().cpu()
     ids = self.ids if f.rows is None else f.rows.ids
     if f.watch or self.watch_rows:
-        if (self.stale or self.watch_rows) and scores.isfinite().all(): self._note(ids, scores)
+        if (self.stale or self.watch_rows) and scores.isfinite().all(): self._note(ids, scores[:len(ids)])
         if f.watch:
             f.scores = scores
             if scores.isfinite().all(): self._saw(f, scores)
@@ -726,7 +744,7 @@ def after_batch(self:SelectiveTraining):
     "Note the batch."
     f = self._fit
     if f is None or f.now is None: return
-    f.now['train_loss'] = self.learn.loss.detach() if f.rest is not None or f.now['n_trained'] else math.nan
+    f.now['train_loss'] = (self.learn.loss if self.selector is None else f.own_loss).detach() if f.rest is not None or f.now['n_trained'] else math.nan
     if f.rest is not None: return self._add_rest(f)
     if self.keep_losses and self.selector is not None: # one array a batch, if only an empty one
         f.record.losses.append(np.zeros(0, np.float32) if f.scores is None else f.scores.numpy())
@@ -771,7 +789,8 @@ def _time_plain(self:SelectiveTraining, f, xb, yb):
     try:
         with f.timer.excluded(), rng_untouched(f.device), buffers_untouched(self.model), grads_untouched(self.model):
             f.plain_timer.start('plain')
-            loss_func(self.model(*xb), *yb).backward()
+            model = self.model.module if f.world>1 else self.model # the other processes may not be at this
+            loss_func(model(*xb), *yb).backward()
             f.plain = f.plain_timer.stop()
     except RuntimeError as e: # no memory for a whole batch may be why one selects; any other error is the user's to see
         if 'memory' not in str(e): raise _worded(e)
