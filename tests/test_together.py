@@ -3,6 +3,7 @@ each against a loop without any callback, or against fastai without this one."""
 import contextlib, copy, os, random, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from fastai.basics import load_learner
 from fastai.callback.core import CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
@@ -62,7 +63,7 @@ def make(pick): return pick() if isinstance(pick, type) else pick
 
 # ---- the loop
 
-def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=contextlib.nullcontext, n_batch=99, carry=False):
+def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=contextlib.nullcontext, n_batch=99, carry=False, see=lambda x: x):
     """A loop without callback: scores in eval mode, picks, and yields the rows of each optimizer step, (x, y, weights).
     With `queue`, rows wait until there are as many as a batch has; what is left comes at the epoch's end, or is carried over.
     An epoch ends after `n_batch` batches."""
@@ -72,7 +73,7 @@ def steps_by_hand(learn, n_epoch, pick, queue=False, ce=F.cross_entropy, ctx=con
         for i,(x,y) in enumerate(learn.dls.train):
             if i==n_batch: break
             model.eval()
-            with torch.no_grad(), ctx(): scores = ce(model(x), y, reduction='none').float()
+            with torch.no_grad(), ctx(): scores = ce(model(see(x)), y, reduction='none').float()
             model.train()
             sel = pick(scores)
             idxs,w = sel.idxs,[None]*len(sel.idxs) if sel.weights is None else sel.weights.tolist()
@@ -348,8 +349,8 @@ class Kept(Some):
 # ---- interrupted, and resumed in another learner
 
 def preset(name, **kwargs): # by name, so that one lesson's fault does not stop the others' tests
-    import blf_explore.all as b
-    return getattr(b, name)(**kwargs)
+    from importlib import import_module
+    return next(getattr(m, name) for m in map(import_module, ('blf_explore.all','blf_explore.importance','blf_explore.beyond')) if hasattr(m, name))(**kwargs)
 
 RESUMED = dict(
     plain=lambda: SelectiveTraining(),
@@ -360,9 +361,9 @@ RESUMED = dict(
     SB_filter=lambda: preset('SelectiveBackprop', queue=False, warmup=0, stale=1),
     rank=lambda: preset('RankSelectiveBackprop', start=.25, end=.75),
     importance=lambda: preset('ImportanceSampling', tau_th=0),
-    importance_tau=lambda: preset('ImportanceSampling', tau_th=1.05),
-    importance_queue=lambda: preset('ImportanceSampling', tau_th=0, queue=True),
-    switched_BLF=lambda: preset('BatchLossFilter', loss_perc=.5, switch=preset('TauSwitch', tau_th=1.05)),
+    importance_tau=lambda: preset('ImportanceSampling', tau_th=.8), # not reached before the interruption
+    importance_queue=lambda: preset('ImportanceSampling', sample_perc=.4, tau_th=0, queue=True),
+    switched_BLF=lambda: preset('BatchLossFilter', loss_perc=.5, switch=preset('TauSwitch', tau_th=.8)),
     InfoBatch=lambda: preset('InfoBatch', prune=.5, delta=.75),
     CoreSet=lambda: preset('CoreSet', sample_perc=.5))
 
@@ -688,3 +689,201 @@ def test_two_processes_draw_by_themselves(two):
 def test_two_processes_accumulation(two):
     "Each would count its own samples, step at another time, and have other weights from then on: refused, in a sentence."
     for o in two('message'): assert 'GradientAccumulation' in o
+
+# ---- when and how, with every method
+
+HOLDOUT = torch.linspace(0, .5, 90)
+PRESETS = dict(
+    plain=lambda **kw: SelectiveTraining(**kw),
+    BLF=lambda **kw: preset('BatchLossFilter', **dict(loss_perc=.6) | kw),
+    HNM=lambda **kw: preset('HardNegativeMining', **dict(sample_perc=.4) | kw),
+    SB=lambda **kw: preset('SelectiveBackprop', **dict(beta=1.) | kw),
+    rank=lambda **kw: preset('RankSelectiveBackprop', **dict(start=0., end=1., interrupt=0) | kw),
+    importance=lambda **kw: preset('ImportanceSampling', **dict(sample_perc=.5) | ({} if 'switch' in kw else dict(tau_th=0)) | kw),
+    CoreSet=lambda **kw: preset('CoreSet', **dict(sample_perc=.4) | kw),
+    RHO=lambda **kw: preset('RHOLoss', holdout=HOLDOUT, **dict(sample_perc=.4) | kw),
+    InfoBatch=lambda **kw: preset('InfoBatch', **dict(warmup=1, delta=1.) | kw))
+METHODS = [o for o in PRESETS if o!='plain']
+
+def six(batches): return [(e, i) for e in range(4) for i in batches]
+
+@pytest.mark.parametrize('kw,on', [
+    (dict(), six(range(6))),
+    (dict(warmup=1), six(range(6))[6:]),
+    (dict(warmup=4), []),
+    (dict(start=.5, end=.75), [(2, i) for i in range(6)]), # batches 12 to 17 of 24
+    (dict(start=.3, end=.8), [(1, 2), (1, 3), (1, 4), (1, 5), *[(2, i) for i in range(6)], (3, 0), (3, 1)]), # 7.2/24 and 19.2/24
+    (dict(start=1/3, end=2/3), [(1, 2), (1, 3), (1, 4), (1, 5), *[(2, i) for i in range(4)]]), # 8 to 15
+    (dict(interrupt=2), six([0, 2, 4])), (dict(interrupt=4), six([0, 1, 2, 4, 5])), (dict(interrupt=1), []),
+    (dict(warmup=1, start=.1, end=.9, interrupt=3), [(e, i) for e,i in six([0, 1, 3, 4]) if (1, 0)<=(e, i)<(3, 4)])]) # 21.6/24
+@pytest.mark.parametrize('queue', [False, True])
+def test_when(kw, on, queue):
+    "Which batches are selected from, listed by hand; the others train whole, and nothing was scored for them."
+    learn = learner(SelectiveTraining(selector=top, queue=queue, plain_every=0, **kw))
+    learn.fit(4, .05)
+    b = learn.selection.batches
+    assert [(e, i%6) for e,i,n in zip(b.epoch, b.batch, b.n_scored) if n]==on
+    sizes = [10 if i==5 else 16 for _,i in six(range(6))]
+    assert b.n_seen.tolist()==sizes and b.n_kept.tolist()==[round(n*.4) if o in on else n for n,o in zip(sizes, six(range(6)))]
+    want = hand_learner(.05)
+    which = iter(six(range(6)))
+    pick = lambda scores: top(scores, .4 if next(which) in on else 1.)
+    for x,y,w in steps_by_hand(want, 4, pick, queue):
+        loss_of(want.model, x, y, w).backward()
+        want.opt.step(); want.opt.zero_grad()
+    close(learn, want)
+
+@pytest.mark.parametrize('name', METHODS)
+def test_when_of_every_method(name):
+    learn = learner(PRESETS[name](warmup=1, start=.1, end=.9, interrupt=3, queue=False))
+    learn.fit(4, .05)
+    b = learn.selection.batches
+    at = [(e, i%6) for e,i in zip(b.epoch, b.batch)]
+    on = [(e, i) for e,i in six([0, 1, 3, 4]) if (1, 0)<=(e, i)<(3, 4)]
+    assert all(k==n for k,n,o in zip(b.n_kept, b.n_seen, at) if o not in on)
+    assert {o for o,n in zip(at, b.n_scored) if n}==(set() if name=='InfoBatch' else set(on))
+    assert sum(k for k,o in zip(b.n_kept, at) if o in on) < sum(n for n,o in zip(b.n_seen, at) if o in on)
+
+@pytest.mark.parametrize('queue', [False, True])
+@pytest.mark.parametrize('name', METHODS)
+def test_never_on_is_plain(name, queue):
+    "Bit for bit, dropout and BatchNorm included, though every batch was watched."
+    def run(cb):
+        learn = make_learner(cbs=cb and [cb()], loss_func=CrossEntropyLossFlat())
+        learn.fit_one_cycle(2, 1e-2)
+        return state(learn)
+    torch.set_default_dtype(torch.float32)
+    assert_same(run(lambda: PRESETS[name](warmup=2, queue=queue, plain_every=2)), run(None))
+
+COMBINED = dict(queue=dict(queue=True), no_queue=dict(queue=False), stale=dict(stale=1, queue=False), stale_queue=dict(stale=2, queue=True),
+                small=dict(scale_factor=.5), after=dict(after_mix=True), after_queue=dict(after_mix=True, queue=True, stale=1),
+                often=dict(interrupt=2, warmup=1, queue=True), switch=dict(switch='tau'))
+
+@pytest.mark.parametrize('combined', COMBINED)
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_with_everything(name, combined):
+    "Every method with every way of stepping: nothing is lost, no step is empty, and all ends with finite weights."
+    kw = dict(COMBINED[combined])
+    if 'switch' in kw: kw['switch'] = preset('TauSwitch', tau_th=.5) # its running mean begins at 0
+    torch.set_default_dtype(torch.float32)
+    train,valid = images(90)
+    learn = make_learner(cbs=[PRESETS[name](plain_every=3, **kw), Trained(), *([MixUp()] if combined.startswith('after') else [])],
+                         dls=lambda: loaders(train, valid), model=image_net, loss_func=CE(), metrics=None)
+    if name=='CoreSet' and kw.get('stale'): # its features are of one moment
+        with pytest.raises(ValueError, match='stale=. is not accepted'): learn.fit(1)
+        return
+    learn.fit_one_cycle(3, 1e-2)
+    b,bs = learn.selection.batches,16
+    assert len(b)==18 and all(o.isfinite().all() for o in learn.model.state_dict().values())
+    assert (b.n_kept>0).all() and (b.n_kept<=b.n_seen).all() and b.n_kept.sum()<b.n_seen.sum()
+    steps = learn.trained.steps
+    if not learn.selection.queue:
+        assert [len(o) for o in steps]==b.n_trained.tolist()==b.n_kept.tolist()
+    else:
+        assert b.groupby('epoch').n_trained.sum().tolist()==b.groupby('epoch').n_kept.sum().tolist()
+        assert set(b.n_trained[b.batch%6!=5])<={0, bs}
+    if kw.get('stale') and name!='InfoBatch': assert b[b.epoch==1].n_scored.sum()<90
+    if name=='InfoBatch': assert b.n_scored.sum()==0
+    assert [o for m in learn.model.modules() for o in (*m._forward_hooks, *m._forward_pre_hooks)]==[]
+
+@pytest.mark.parametrize('queue', [False, True])
+def test_smaller_images_for_scoring(queue):
+    "Scored on images of half the size, trained on whole ones."
+    def learn_(cb=None): return learner(cb, dls=lambda: loaders(*images()), model=image_net)
+    learn = learn_(SelectiveTraining(selector=top, scale_factor=.5, queue=queue))
+    learn.fit(2, .1)
+    ref = learn_()
+    ref.create_opt(); ref.opt.set_hypers(lr=.1)
+    def small(x): return F.interpolate(x, scale_factor=.5, mode='bilinear', antialias=True)
+    for x,y,w in steps_by_hand(ref, 2, top, queue, see=small):
+        loss_of(ref.model, x, y, w).backward()
+        ref.opt.step(); ref.opt.zero_grad()
+    close(learn, ref)
+    assert small(torch.zeros(1, 2, 6, 6)).shape==(1, 2, 3, 3)
+    with pytest.raises(ValueError, match='scale_factor=0.5 needs images'): learner(SelectiveTraining(selector=top, scale_factor=.5)).fit(1)
+
+# ---- the rest of the learner, with every method
+
+def pair(name, **kwargs):
+    "The same weights in a plain learner and in one that was trained with the method."
+    torch.set_default_dtype(torch.float32)
+    plain,sel = make_learner(**kwargs),make_learner(cbs=PRESETS[name](), **kwargs)
+    sel.fit(2, 1e-2)
+    plain.model.load_state_dict(sel.model.state_dict())
+    return plain,sel
+
+def tup(o): return [t.tolist() for t in o]
+
+def reseed(learn, seed=4):
+    random.seed(seed); torch.manual_seed(seed)
+    learn.dls.train.rng = random.Random(seed)
+
+@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.filterwarnings('ignore')
+def test_the_rest_of_the_learner(tmp_path, name):
+    "Validation, predictions, the learning-rate finder and exported files are those of the plain learner; the record and memory stay."
+    plain,sel = pair(name, path=tmp_path)
+    record,memory = sel.selection.epochs,copy.deepcopy(sel.selection.memory)
+    assert record.n_kept.sum()<180
+    assert list(plain.validate())==list(sel.validate())
+    assert tup(plain.get_preds(with_loss=True))==tup(sel.get_preds(with_loss=True)) and len(sel.get_preds(ds_idx=0)[0])==90
+    found = []
+    for learn in plain,sel:
+        reseed(learn)
+        learn.opt = None
+        found.append((tuple(learn.lr_find(num_it=12, show_plot=False)), [float(o) for o in learn.recorder.losses], list(learn.recorder.metric_names)))
+    assert found[0]==found[1]
+    pd.testing.assert_frame_equal(record, sel.selection.epochs)
+    assert repr(memory)==repr(sel.selection.memory)
+    want = tup(plain.get_preds())
+    sel.export('learn.pkl')
+    again = load_learner(tmp_path/'learn.pkl')
+    assert tup(again.get_preds(dl=sel.dls.valid))==want
+    assert again.selection.method==sel.selection.method
+    sel.fit(1) # and an exported learner still trains
+    assert len(sel.selection.epochs)==1
+
+class Breaks(Callback):
+    "Ctrl-C in the middle of a batch that was selected from: while scoring, in the forward, behind the loss, in the step."
+    order = 99
+    def __init__(self, where): self.where = where
+    def before_fit(self):
+        if self.where!='scoring': return
+        def stop(*_):
+            if not self.learn.model.training and self.epoch==2: raise KeyboardInterrupt
+        self.hook = self.learn.model.register_forward_hook(stop)
+    def _at(self, where):
+        if self.where==where and self.training and self.epoch==2 and self.iter>=2: raise KeyboardInterrupt
+    def after_pred(self): self._at('forward')
+    def after_loss(self): self._at('loss')
+    def before_step(self): self._at('step')
+
+@pytest.mark.parametrize('where', ['scoring', 'forward', 'loss', 'step'])
+@pytest.mark.parametrize('name', METHODS)
+def test_nothing_outlives_ctrl_c(name, where):
+    "Interrupted in mid-batch, and the callback removed: the learner then trains as one that never had it."
+    if name=='InfoBatch' and where=='scoring': return # it has none
+    torch.set_default_dtype(torch.float32)
+    def new(cb=None): return make_learner(cbs=[MixUp(), GradientClip(), *([cb] if cb else [])], dls=lambda: loaders(*images(90)), model=image_net_bn,
+                                          loss_func=CE())
+    plain,sel = new(),new(PRESETS[name](plain_every=2))
+    keys,cbs,lf = set(vars(plain)),[type(o) for o in plain.cbs],sel.loss_func
+    breaks = Breaks(where)
+    with pytest.raises(KeyboardInterrupt): sel.fit(4, 1e-2, cbs=breaks)
+    if where=='scoring': breaks.hook.remove()
+    assert all(o.training for o in sel.model.modules()) and torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
+    sel.mix_up.after_train() # which fastai leaves out when interrupted, with or without this callback
+    assert sel.loss_func is lf and lf.reduction=='mean'
+    sel.remove_cb(SelectiveTraining)
+    assert [type(o) for o in sel.cbs]==cbs and not hasattr(sel, 'selection')
+    assert [o for m in sel.model.modules() for o in (*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks)]==[]
+    sel.model.load_state_dict(new().model.state_dict())
+    for learn in plain,sel:
+        reseed(learn)
+        learn.opt = None
+        for p in learn.model.parameters(): p.grad = None
+        learn.fit_one_cycle(2, 1e-2)
+    assert_same(state(plain), state(sel))
+    assert plain.recorder.metric_names==sel.recorder.metric_names and [o[:3] for o in plain.recorder.values]==[o[:3] for o in sel.recorder.values]
+
+def image_net_bn(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(.2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
