@@ -535,7 +535,8 @@ class LiveDashboard(anywidget.AnyWidget):
         with self._lock:
             run,ahead,later = self.settings,self.settings | self._pending,dict(settings)
             now = {k: v for k,v in settings.items() if k=='pace'}
-            for side in _sides: # a slider that the page shows is the running method's, also while another one waits for Reset
+            for side,pre in _sides.items(): # a slider that the page shows is the running method's, also while another one waits for Reset
+                if settings.get(side)==run[side]: ahead |= {k: run[k] for k in (side, *(pre+o for o in _knob_names))} # it waits no more
                 for k in set(knobs(run, side)) & set(settings):
                     if settings.get(side, run[side])!=run[side]: continue
                     now[k] = settings[k]

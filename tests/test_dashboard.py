@@ -1,5 +1,5 @@
 """The live dashboard in a real browser: Voila's page as `blf-dashboard` serves it, and a cell in JupyterLab."""
-import json, os, re, subprocess, sys, time
+import json, math, os, re, subprocess, sys, time
 from contextlib import contextmanager
 import psutil, pytest
 from browser import serve, chromium
@@ -35,21 +35,29 @@ def numbers(o):
 
 def drag(page, name, to):
     "Drag a slider with the mouse."
-    box = page.get_by_role('slider', name=name).bounding_box()
-    now = float(page.get_by_role('slider', name=name).input_value())
-    x = lambda v: box['x'] + 8 + (box['width']-16)*v # the thumb is 16 pixels wide
+    slider = page.get_by_role('slider', name=name, exact=True)
+    box,now = slider.bounding_box(),float(slider.input_value())
+    lo,hi = (float(slider.get_attribute(o)) for o in ('min','max'))
+    x = lambda v: box['x'] + 8 + (box['width']-16)*(v-lo)/(hi-lo) # the thumb is 16 pixels wide
     y = box['y']+box['height']/2
     page.mouse.move(x(now), y)
     page.mouse.down()
     page.mouse.move(x((now+to)/2), y, steps=4)
     page.mouse.move(x(to), y, steps=4)
     page.mouse.up()
-    return float(page.get_by_role('slider', name=name).input_value())
+    return float(slider.input_value())
 
 def kept_share(page):
     "Percent kept by batches, and where along the epochs."
     line = chart(page, 'samples')[2]
     return line['x'],line['customdata']
+
+def choose(page, letter, method):
+    page.get_by_label(f'method {letter}', exact=True).select_option(method)
+    until(page, f"document.querySelector('.lane.{letter.lower()}').dataset.method=='{method}'") # before anything is trained: at once
+    status(page, 'ready')
+
+def sliders(page): return page.eval_on_selector_all('.knob input', 'os => os.map(o => o.name)')
 
 def test_run_pause_step_reset(page):
     assert batches(page)==0
@@ -205,12 +213,148 @@ def test_settings_apply_on_reset(page):
     button(page, 'Step').click()
     at_least(page, 1)
     page.get_by_label('network', exact=True).select_option('mlp')
+    page.get_by_label('method B', exact=True).select_option('HNM')
+    page.wait_for_selector('.lane.b .later:visible')
+    assert sliders(page)==['loss_perc','sample_perc'] # what trains still is what the sliders move
+    drag(page, 'loss_perc', .3)
+    button(page, 'Step').click()
+    at_least(page, 2)
     page.get_by_role('button', name='Reset to apply').click()
     status(page, 'ready')
     assert page.get_by_label('network', exact=True).input_value()=='mlp' and batches(page)==0
+    assert sliders(page)==['loss_perc','sample_perc','other_sample_perc'] and not page.locator('.later:visible').count()
     button(page, 'Step').click()
     at_least(page, 1)
     assert page.errors==[]
+
+def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
+    from blf_explore.widgets import methods
+    for m in methods:
+        choose(page, 'A', m)
+        assert sliders(page)==[k.name for k in methods[m].knobs]
+    choose(page, 'A', 'HNM')
+    choose(page, 'B', 'core-set')
+    def kept(a, b): until(page, f"document.querySelector('.chart.samples .value').textContent=='{a} · {b} of 64'", 20_000)
+    button(page, 'Step').click()
+    kept(32, 32)
+    a,b = drag(page, 'sample_perc', .25),drag(page, 'other_sample_perc', .8)
+    assert abs(a-.25)<.03 and abs(b-.8)<.03
+    button(page, 'Step').click()
+    kept(math.ceil(64*a), math.ceil(64*b))
+    assert batches(page)==2
+    notes = [o['text'] for o in chart(page, 'samples', 'layout')['annotations']]
+    assert notes==[f'HNM: sample_perc 0.50→{a:.2f}', f'core-set: sample_perc 0.50→{b:.2f}']
+    assert page.errors==[]
+
+def test_a_race_to_its_end_and_its_address(page, app):
+    choose(page, 'A', 'SB')
+    choose(page, 'B', 'BLF')
+    page.get_by_label('epochs', exact=True).fill('3')
+    page.get_by_label('epochs', exact=True).press('Enter')
+    until(page, "document.querySelector('.n-epoch').textContent.endsWith('/3')")
+    status(page, 'ready')
+    assert 'selects from epoch 2 on' in page.locator('.lane.a .says').inner_text()
+    beta,loss_perc = drag(page, 'beta', 2),drag(page, 'other_loss_perc', .5)
+    button(page, 'Run').click()
+    status(page, 'done')
+    assert batches(page)==66
+    until(page, "document.querySelector('.chart.accuracy .plot > div').data?.[0].y.length==3")
+    bars = {o['name']: o for o in chart(page, 'samples') if o['type']=='bar'}
+    assert bars['SB']['y'][0]==22*64 and all(0<o<22*64 for o in [*bars['SB']['y'][1:], *bars['BLF']['y']])
+    assert ['pattern' in bars[o]['marker'] for o in ('SB','BLF')]==[False,True]
+    time = [o['name'] for o in chart(page, 'time')]
+    assert time==['SB','scoring','selecting','BLF','scoring','selecting','plain']
+    assert {o['name'] for o in chart(page, 'agreement')}>={'SB','BLF'}
+    ends = {}
+    for by,title in (('samples','samples trained on'), ('seconds','seconds of training'), ('epoch','epoch')):
+        button(page, f'by {by}').click()
+        until(page, f"document.querySelector('.chart.accuracy .plot > div').layout.xaxis.title.text=='{title}'")
+        ends[by] = {o['name']: o['x'] for o in chart(page, 'accuracy')[::2]}
+    for m in ('SB','BLF'):
+        assert ends['samples'][m]==[sum(bars[m]['y'][:i+1]) for i in range(3)] and ends['epoch'][m]==[1,2,3]
+        assert all(a<b for a,b in zip(ends['seconds'][m], ends['seconds'][m][1:]))
+    page.evaluate("navigator.clipboard.writeText = async o => { window.copied = o }")
+    button(page, 'Copy link').click()
+    until(page, 'window.copied')
+    link = page.evaluate('window.copied')
+    assert page.errors==[]
+    page.goto(link) # a page of its own
+    until(page, "document.querySelector('.blf')?.dataset.batches=='0' && document.querySelector('input[name=beta]')")
+    status(page, 'ready')
+    assert [page.get_by_label(f'method {o}', exact=True).input_value() for o in 'AB']==['SB','BLF']
+    assert [float(page.get_by_role('slider', name=o, exact=True).input_value()) for o in ('beta','other_loss_perc')]==[beta,loss_perc]
+    assert page.errors==[]
+
+@pytest.mark.parametrize('pair', [('SB','importance'), ('InfoBatch','core-set'), ('SB-rank','HNM'), ('SB','SB')], ids='-'.join)
+def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
+    import importlib, torch
+    from fastai.vision.all import Learner, accuracy, set_seed
+    from blf_explore.data import get_dls, get_model
+    from blf_explore.widgets import LiveDashboard, methods
+    settings = {'SB': dict(beta=2., stale=1), 'importance': dict(sample_perc=.25, tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': dict(sample_perc=.25), 'SB-rank': dict(sample_perc=.25), 'HNM': dict(sample_perc=.25)}
+    a,b = pair
+    dash = LiveDashboard(method=a, other=b, epochs=3, network='mlp', **settings[a], **({f'other_{k}': v for k,v in settings[b].items()} if a!=b else {}))
+    try:
+        assert dash.wait(timeout=60)=='ready'
+        begins = [torch.cat([p.detach().flatten() for p in o.learn.model.parameters()]) for o in dash.session.lanes]
+        assert torch.equal(*begins)
+        dash.run()
+        assert dash.wait(('done','error'), timeout=120)=='done'
+        assert [len(o.batches) for o in dash.records.values()]==[66,66] and [o.n_batch for o in dash.session.lanes]==[66,66]
+        for lane,m,kw in zip(dash.session.lanes, pair, (settings[a], settings[b] if a!=b else {})):
+            dls = get_dls(seed=42)
+            set_seed(42)
+            cb = getattr(importlib.import_module(f'blf_explore.{methods[m].module}'), methods[m].cls)(**kw)
+            learn = Learner(dls, get_model('mlp', dls), metrics=accuracy, cbs=cb)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .01)
+            assert lane.record.batches.n_kept.tolist()==cb.batches.n_kept.tolist()
+            assert min(cb.batches.n_kept)<64 # it did select
+            for p,q in zip(lane.learn.model.state_dict().values(), learn.model.state_dict().values()): assert torch.equal(p, q)
+    finally: dash.close()
+
+@pytest.mark.parametrize('bad, says', [
+    (dict(beta=2), "beta=2 is no setting of BLF: it has loss_perc, sample_perc"),
+    (dict(other_beta=2), "other_beta=2 is no setting of plain: it has none"),
+    (dict(other='none', other_loss_perc=.5), "other_loss_perc=0.5 is no setting of none: it has none"),
+    (dict(method='SB', beta=-1), "beta=-1 is not accepted: give a number from 0 to 4"),
+    (dict(method='SB', stale=.5), "stale=0.5 is not accepted: give a whole number from 0 to 3"),
+    (dict(method='HNM', sample_perc=0), "sample_perc=0 is not accepted: give a number from 0.01 to 1"),
+    (dict(other='BLF', other_loss_perc=0), "other_loss_perc=0 and other_sample_perc=0 would keep nothing: give at least one of them a number above 0, up to 1"),
+    (dict(method='none'), "method='none' is not known: choose one of 'BLF', 'HNM', 'SB', 'SB-rank', 'importance', 'core-set', 'InfoBatch', 'plain'"),
+    (dict(plain=True), "plain=True is not a setting"),
+], ids=str)
+def test_a_bad_setting_is_one_sentence(bad, says):
+    from blf_explore.widgets import LiveDashboard
+    with pytest.raises(ValueError) as e: LiveDashboard(**bad)
+    assert str(e.value).startswith(says) and '\n' not in str(e.value)
+
+def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
+    from blf_explore.widgets import LiveDashboard
+    dash = LiveDashboard(method='importance', other='HNM', network='mlp')
+    def values(): return {k: v for k,v in dash.settings.items() if v is not None and 'perc' in k or k in ('method','other','beta','tau_th')}
+    try:
+        assert dash.wait(timeout=60)=='ready'
+        dash.set(method='BLF', loss_perc=.5) # before anything is trained: at once
+        assert dash.wait(timeout=60)=='ready' and dash.session.lane.method=='BLF'
+        assert values()==dict(method='BLF', other='HNM', loss_perc=.5, sample_perc=0., other_sample_perc=.5, beta=None, tau_th=None)
+        dash.step()
+        assert dash.wait(('paused',), timeout=60)=='paused'
+        dash.set(method='SB', beta=2)
+        dash.set(loss_perc=.7, other_sample_perc=.25) # of the methods that train
+        assert values()==dict(method='BLF', other='HNM', loss_perc=.7, sample_perc=0., other_sample_perc=.25, beta=None, tau_th=None)
+        assert dash.session.lane.learn.selection.loss_perc==.7 and dash.session.lanes[1].learn.selection.sample_perc==.25
+        for bad in (dict(loss_perc=2), dict(tau_th=1), dict(beta=5)): # none of them, too high for either
+            with pytest.raises(ValueError): dash.set(**bad)
+        assert dash.settings['loss_perc']==.7 and dash.n_batch==1
+        dash.reset()
+        assert dash.wait(timeout=60)=='ready'
+        assert values()==dict(method='SB', other='HNM', other_sample_perc=.25, beta=2., tau_th=None)
+        dash.step()
+        assert dash.wait(('paused',), timeout=60)=='paused'
+        dash.set(method='BLF')
+        dash.set(method='SB') # back again
+        assert dash._pending=={}
+    finally: dash.close()
 
 def kernels():
     "Kernel processes below this test's own."
