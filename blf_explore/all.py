@@ -7,6 +7,7 @@ from blf_explore.filtering import *
 from blf_explore.blf import *
 from blf_explore.hnm import *
 from blf_explore.sb import *
+from blf_explore.importance import *
 from blf_explore.gradients import *
 from blf_explore.beyond import *
 from blf_explore.plots import *
