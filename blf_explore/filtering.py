@@ -423,8 +423,8 @@ def before_batch(self:SelectiveTraining):
         f.last = Last(xb, yb, preds, scores, sel)
     if self.queue: self._fill(f, sel, n)
     elif sel is not None: self._keep(f, sel, n)
-    f.watch = not on and f.rows is None
-    if f.watch and due: f.plain = 'this one'
+    f.watch = not on # what trains now, be it that some of it comes from the queue
+    if not on and due and f.rows is None: f.plain = 'this one'
     if on: f.timer.next('train')
 
 @patch
@@ -568,7 +568,8 @@ def _needs_two(self:SelectiveTraining, f):
     if f.two is None: # no batch was scored yet
         model = self.learn.model
         with f.timer.excluded(), rng_untouched(f.device), single_values(model) as single, eval_mode(f.modules), torch.no_grad():
-            (model.module if f.world>1 else model)(*self.learn.xb)
+            n = batch_size((*self.learn.xb, *self.learn.yb))
+            (model.module if f.world>1 else model)(*take(self.learn.xb, torch.arange(min(n, 2)), n))
         f.two = any(single)
     return f.two or (f.mix is not None and not self.after_mix)
 
@@ -716,6 +717,7 @@ def after_loss(self:SelectiveTraining):
 
 @patch
 def _see(self:SelectiveTraining, f, weights):
+    "The loss of a weighted step, and the scores of one that is only watched."
     if not f.watch and not self.watch_rows and weights is None: return
     f.timer.next('select')
     pred,yb = self.learn.pred,self.learn.yb
@@ -731,7 +733,8 @@ def _see(self:SelectiveTraining, f, weights):
     if f.watch or self.watch_rows:
         if (self.stale or self.watch_rows) and scores.isfinite().all(): self._note(ids, scores[:len(ids)])
         if f.watch:
-            f.scores = scores
+            if f.rows is None: f.scores = scores # those of the batch, in its order
+            if self.ids is not None: self.ids = ids
             if scores.isfinite().all(): self._saw(f, scores)
     f.timer.next('train')
 
