@@ -1,8 +1,9 @@
 """The live dashboard in a real browser: Voila's page as `blf-dashboard` serves it, and a cell in JupyterLab."""
 import json, math, os, re, subprocess, sys, time
 from contextlib import contextmanager
+from urllib.parse import parse_qsl
 import psutil, pytest
-from browser import serve, chromium
+from browser import serve, launch
 
 LONG = 120_000 # ms: two busy cores load PyTorch in their own time
 
@@ -19,9 +20,40 @@ def ready(page, url):
 def app():
     with serve('--epochs', '60') as url: yield url
 
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        res = launch(p)
+        yield res
+        res.close()
+
+@contextmanager
+def new_page(browser, width=1280, height=720):
+    page = browser.new_page(viewport=dict(width=width, height=height))
+    try: yield page
+    finally: page.close()
+
+@pytest.fixture(scope='module')
+def one_page(browser, app):
+    with new_page(browser) as p: yield ready(p, app)
+
 @pytest.fixture
-def page(app):
-    with chromium() as p: yield ready(p, app)
+def page(one_page):
+    "The dashboard with its defaults and nothing trained; one page for many tests, for each has to load PyTorch."
+    if one_page.locator('.blf .error').is_visible(): button(one_page, 'OK').click()
+    one_page.locator('.reset').click()
+    status(one_page, 'ready')
+    for label,value in (('data','digits'), ('network','convnet')):
+        if one_page.get_by_label(label, exact=True).input_value()!=value: one_page.get_by_label(label, exact=True).select_option(value)
+    field = one_page.get_by_label('epochs', exact=True)
+    field.fill('60')
+    field.press('Enter')
+    until(one_page, "document.querySelector('.n-epoch').textContent.endsWith('/60')")
+    for letter,m in ('A','plain'),('A','BLF'),('B','plain'): choose(one_page, letter, m) # another one and back: its sliders begin anew
+    button(one_page, 'by epoch').click()
+    one_page.errors.clear()
+    return one_page
 
 def batches(page): return int(page.get_attribute('.blf', 'data-batches'))
 def button(page, name): return page.get_by_role('button', name=name, exact=True)
@@ -195,9 +227,9 @@ def test_a_path_belongs_to_its_data_set(tmp_path):
         assert dash.wait(timeout=60)=='ready' and len(dash.session.lane.learn.dls.vocab)==10
     finally: dash.close()
 
-def test_no_network_is_a_sentence_and_the_way_back_is_open(tmp_path):
+def test_no_network_is_a_sentence_and_the_way_back_is_open(browser, tmp_path):
     dead = 'http://127.0.0.1:9' # nothing listens there
-    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, chromium() as page:
+    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, new_page(browser) as page:
         ready(page, url)
         page.get_by_label('data', exact=True).select_option('cifar10')
         page.wait_for_selector('.blf .error:has-text("has to be downloaded")', timeout=LONG)
@@ -246,7 +278,7 @@ def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
     assert notes==[f'HNM: sample_perc 0.50→{a:.2f}', f'core-set: sample_perc 0.50→{b:.2f}']
     assert page.errors==[]
 
-def test_a_race_to_its_end_and_its_address(page, app):
+def test_a_race_to_its_end_and_a_link_to_it(page, app):
     choose(page, 'A', 'SB')
     choose(page, 'B', 'BLF')
     page.get_by_label('epochs', exact=True).fill('3')
@@ -276,13 +308,10 @@ def test_a_race_to_its_end_and_its_address(page, app):
     page.evaluate("navigator.clipboard.writeText = async o => { window.copied = o }")
     button(page, 'Copy link').click()
     until(page, 'window.copied')
-    link = page.evaluate('window.copied')
-    assert page.errors==[]
-    page.goto(link) # a page of its own
-    until(page, "document.querySelector('.blf')?.dataset.batches=='0' && document.querySelector('input[name=beta]')")
-    status(page, 'ready')
-    assert [page.get_by_label(f'method {o}', exact=True).input_value() for o in 'AB']==['SB','BLF']
-    assert [float(page.get_by_role('slider', name=o, exact=True).input_value()) for o in ('beta','other_loss_perc')]==[beta,loss_perc]
+    address,query = page.evaluate('window.copied').split('?')
+    asked = dict(parse_qsl(query))
+    assert address==app.split('?')[0] and {'method':'SB', 'other':'BLF', 'epochs':'3', 'network':'convnet', 'seed':'42'}.items()<=asked.items()
+    assert (float(asked['beta']),float(asked['other_loss_perc']))==(beta,loss_perc) and 'loss_perc' not in asked # SB has none
     assert page.errors==[]
 
 @pytest.mark.parametrize('pair', [('SB','importance'), ('InfoBatch','core-set'), ('SB-rank','HNM'), ('SB','SB')], ids='-'.join)
@@ -364,9 +393,9 @@ def kernels():
         except psutil.Error: pass
     return res
 
-def test_closing_the_page_ends_the_training(app):
+def test_closing_the_page_ends_the_training(browser, app):
     old = {p.pid for p in kernels()}
-    with chromium() as page:
+    with new_page(browser) as page:
         ready(page, app)
         mine = [p for p in kernels() if p.pid not in old]
         assert len(mine)==1
@@ -376,12 +405,14 @@ def test_closing_the_page_ends_the_training(app):
         gone,alive = psutil.wait_procs(mine, timeout=20)
         assert not alive
 
-def test_an_address_with_settings(app):
-    with chromium() as page:
-        ready(page, app+('&' if '?' in app else '?')+'network=mlp&loss_perc=0.5&epochs=7&hide=images')
-        until(page, "document.querySelector('input[name=loss_perc]').value=='0.5'")
+def test_an_address_with_settings(browser, app):
+    with new_page(browser) as page:
+        ready(page, app+('&' if '?' in app else '?')+'network=mlp&method=SB&beta=2.5&other=BLF&other_loss_perc=0.5&epochs=7&hide=images&prune=.3')
+        until(page, "document.querySelector('input[name=beta]')?.value=='2.5'")
         status(page, 'ready')
-        assert page.get_by_label('network', exact=True).input_value()=='mlp' and page.get_by_label('epochs', exact=True).input_value()=='7'
+        def value(label): return page.get_by_label(label, exact=True).input_value()
+        assert [value(o) for o in ('network','epochs','method A','method B','beta','other_loss_perc')]==['mlp','7','SB','BLF','2.5','0.5']
+        assert sliders(page)==['beta','stale','other_loss_perc','other_sample_perc'] # neither has `prune`
         assert page.locator('.strip').count()==0
         assert page.errors==[]
 
@@ -403,12 +434,12 @@ def jupyterlab(folder):
         for p in [*psutil.Process(proc.pid).children(recursive=True), proc]: p.terminate()
         proc.wait(20)
 
-def test_in_jupyterlab(tmp_path):
+def test_in_jupyterlab(browser, tmp_path):
     cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[],
                 source='from blf_explore.widgets import LiveDashboard\nLiveDashboard(epochs=50)')
     (tmp_path/'class.ipynb').write_text(json.dumps(dict(cells=[cell], nbformat=4, nbformat_minor=5,
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))))
-    with jupyterlab(tmp_path) as url, chromium(1600, 1000) as page:
+    with jupyterlab(tmp_path) as url, new_page(browser, 1600, 1000) as page:
         page.goto(f'{url}/lab/tree/class.ipynb?reset')
         page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=LONG)
         page.wait_for_timeout(2000)
