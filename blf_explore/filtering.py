@@ -17,7 +17,7 @@ Without a selector it trains plainly and only measures. *When* it selects is set
 
 # %% auto #0
 __all__ = ['Last', 'Selection', 'eval_mode', 'rng_state', 'set_rng_state', 'rng_untouched', 'buffers_untouched',
-           'grads_untouched', 'check_share', 'single_values', 'SelectiveTraining']
+           'grads_untouched', 'check_share', 'checkcheck_whole', 'single_values', 'not_compiled', 'SelectiveTraining']
 
 # %% ../nbs/04_filtering.ipynb #c61752c1
 import inspect, math, random, threading, time, warnings
@@ -155,6 +155,16 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
+def checkcheck_whole(
+    name:str, # Name of the argument, for the message
+    val, # A whole number
+    least:int=0, # The smallest that is accepted
+    most:int=None # The largest; None: any
+):
+    "Raise `ValueError`, with one sentence, for anything else; return `val` as an `int`."
+    if isinstance(val, (int,np.integer)) and not isinstance(val, bool) and val>=least and (most is None or val<=most): return int(val)
+    raise ValueError(f"{name}={val!r} is not accepted: give a whole number " + (f"of at least {least}" if most is None else f"from {least} to {most}"))
+
 # %% ../nbs/04_filtering.ipynb #4e14d906
 @contextmanager
 def single_values(model:nn.Module):
@@ -165,6 +175,13 @@ def single_values(model:nn.Module):
     try: yield found
     finally:
         for o in hooks: o.remove()
+
+# %% ../nbs/04_filtering.ipynb #301e7a2d
+def not_compiled(
+    compiled:bool=True # Is there a compiled model? If not, the compiler need not be loaded
+):
+    "A context in which compiled models run as they were written, hooks that were added later included."
+    return torch.compiler.set_stance('force_eager') if compiled and hasattr(torch.compiler, 'set_stance') else nullcontext()
 
 # %% ../nbs/04_filtering.ipynb #fbc56d35
 def join(
@@ -215,11 +232,7 @@ class _Fit:
         self.loss_func = self.two = self.now = self.scores = self.rows = self.last = self.plain = self.rest = self.mix = None
         self.lock,self.pct,self.step_s,self.world = threading.Lock(),0.,0.,1
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
-        self.watch,self.half,self.switch_scores,self.share,self.own_loss = False,False,None,1.,None
-
-def _whole(name, val, least=0):
-    if not isinstance(val, (int,np.integer)) or isinstance(val, bool) or val<least:
-        raise ValueError(f"{name}={val!r} is not accepted: give a whole number of at least {least}")
+        self.watch,self.half,self.compiled,self.switch_scores,self.share,self.own_loss = False,False,False,None,1.,None
 
 # %% ../nbs/04_filtering.ipynb #c37d37aa
 class SelectiveTraining(Callback):
@@ -281,7 +294,7 @@ class SelectiveTraining(Callback):
 
     def check_options(self):
         "Raise `ValueError`, with one sentence, for what no method accepts."
-        for o in ('warmup','interrupt','stale','plain_every'): _whole(o, getattr(self, o))
+        for o in ('warmup','interrupt','stale','plain_every'): check_whole(o, getattr(self, o))
         for o in ('start','end'):
             if callable(getattr(self, o)): raise ValueError(f"{o} is a schedule: give a number from 0 to 1, the share of training where it lies")
             check_share(o, getattr(self, o))
@@ -340,7 +353,8 @@ def before_train(self:SelectiveTraining):
     if f.world>1 and self.selector is not None and len(self.learn._grab_cbs(GradientAccumulation)):
         raise ValueError("GradientAccumulation counts the samples of its own process, so that several would step at different times: "
                          "remove it, or train in one process")
-    f.compiled = any(type(o).__name__=='OptimizedModule' for o in f.modules) # to ask for the class would load the compiler
+    # `torch.compile(model)`, or `model.compile()`; to ask for the class would load the compiler
+    f.compiled = any(type(o).__name__=='OptimizedModule' or getattr(o, '_compiled_call_impl', None) is not None for o in f.modules)
     self.begin_epoch()
     f.excl0,f.t0,f.t_epoch = f.timer.excluded_s,time.perf_counter(),None
 
@@ -478,7 +492,7 @@ def _score(self:SelectiveTraining, f, xb, yb, rows=None):
     if self.scale_factor!=1: xb = self._smaller(xb)
     try:
         with (rng_untouched(f.device), single_values(model) if f.two is None else nullcontext() as single,
-              eval_mode(f.modules), torch.no_grad()):
+              not_compiled(f.compiled and f.two is None), eval_mode(f.modules), torch.no_grad()):
             preds = self.forward(model, *xb)
             if f.half: preds = to_float(preds) # as MixedPrecision does for the loss: half of the digits, many ties
             scores = self._each(f, self.score, preds, yb, self.after_mix, rows)
@@ -567,9 +581,11 @@ def _needs_two(self:SelectiveTraining, f):
     "Whether a step on one sample would fail: in a BatchNorm, or in fastai's MixUp."
     if f.two is None: # no batch was scored yet
         model = self.learn.model
-        with f.timer.excluded(), rng_untouched(f.device), single_values(model) as single, eval_mode(f.modules), torch.no_grad():
+        with (f.timer.excluded(), rng_untouched(f.device), single_values(model) as single, not_compiled(f.compiled),
+              eval_mode(f.modules), torch.no_grad()):
             n = batch_size((*self.learn.xb, *self.learn.yb))
             (model.module if f.world>1 else model)(*take(self.learn.xb, torch.arange(min(n, 2)), n))
+        torch.clear_autocast_cache()
         f.two = any(single)
     return f.two or (f.mix is not None and not self.after_mix)
 

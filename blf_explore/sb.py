@@ -21,7 +21,7 @@ __all__ = ['percentiles', 'check_beta', 'keep_probability', 'independent_draw', 
 # %% ../nbs/07_sb.ipynb #8754100a
 import math
 from fastai.basics import *
-from .filtering import SelectiveTraining, Selection, check_share, _whole
+from .filtering import SelectiveTraining, Selection, check_share, check_whole
 
 # %% ../nbs/07_sb.ipynb #d837f8b5
 def percentiles(
@@ -76,7 +76,7 @@ class SelectiveBackprop(SelectiveTraining):
         **kwargs # Passed on to `SelectiveTraining`
     ):
         check_beta(beta)
-        _whole('history', history, 1)
+        check_whole('history', history, 1)
         super().__init__(selector=self.draw, warmup=warmup, queue=queue, stale=stale, **kwargs)
         self.beta,self.history = beta,history
 
@@ -93,7 +93,7 @@ class SelectiveBackprop(SelectiveTraining):
     def check(self, **settings):
         super().check(**settings)
         check_beta(settings['beta'])
-        _whole('stale', settings['stale'])
+        check_whole('stale', settings['stale'])
 
 # %% ../nbs/07_sb.ipynb #64cbb73d
 def rank_draw(
