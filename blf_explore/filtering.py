@@ -17,7 +17,7 @@ Without a selector it trains plainly and only measures. *When* it selects is set
 
 # %% auto #0
 __all__ = ['Last', 'Selection', 'eval_mode', 'rng_state', 'set_rng_state', 'rng_untouched', 'buffers_untouched',
-           'grads_untouched', 'check_share', 'checkcheck_whole', 'single_values', 'not_compiled', 'SelectiveTraining']
+           'grads_untouched', 'check_share', 'check_whole', 'single_values', 'not_compiled', 'SelectiveTraining']
 
 # %% ../nbs/04_filtering.ipynb #c61752c1
 import inspect, math, random, threading, time, warnings
@@ -155,7 +155,7 @@ def check_share(
     what = 'a schedule that leaves [0, 1] or does not give numbers' if callable(val) else repr(val)
     raise ValueError(f"{name}={what} is not accepted: give a number from 0 to 1, or a fastai schedule within it")
 
-def checkcheck_whole(
+def check_whole(
     name:str, # Name of the argument, for the message
     val, # A whole number
     least:int=0, # The smallest that is accepted
