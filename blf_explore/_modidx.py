@@ -295,7 +295,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'blf_explore/importance.py'),
                                         'blf_explore.importance._by_autograd': ( 'importance.html#_by_autograd',
                                                                                  'blf_explore/importance.py'),
-                                        'blf_explore.importance._count': ('importance.html#_count', 'blf_explore/importance.py'),
                                         'blf_explore.importance._float': ('importance.html#_float', 'blf_explore/importance.py'),
                                         'blf_explore.importance._formula': ('importance.html#_formula', 'blf_explore/importance.py'),
                                         'blf_explore.importance._shares': ('importance.html#_shares', 'blf_explore/importance.py'),

@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from fastai.basics import *
 from torch.utils._pytree import tree_map
 from .losses import per_sample_loss
-from .filtering import SelectiveTraining, Selection, check_share, eval_mode, rng_untouched
+from .filtering import SelectiveTraining, Selection, check_share, eval_mode, not_compiled, rng_untouched
 from .hnm import HardNegativeMining
 
 # %% ../nbs/10_beyond.ipynb #8fd6469f
@@ -81,7 +81,8 @@ class CoreSet(SelectiveTraining):
         model = getattr(model, '_orig_mod', model)
         def keep(module, args): self.features = args[0].detach()
         hook = _last_linear(model).register_forward_pre_hook(keep)
-        try: return super().forward(model, *xb)
+        try:
+            with not_compiled(self._fit is not None and self._fit.compiled): return super().forward(model, *xb) # compiled code would not notice the hook
         finally: hook.remove()
 
     def cover(self, scores, sample_perc):

@@ -46,7 +46,7 @@ def main(folder, rank):
     from test_together import bare, learner, net
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30))
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
 
     def broadcast(self, t, rank): # fastai's own sends the order through the GPU
         t = torch.LongTensor(t)
