@@ -41,7 +41,6 @@ def main(folder, rank):
     from fastai.callback.training import GradientAccumulation
     from fastai.distributed import DistributedDL
     from blf_explore.filtering import SelectiveTraining
-    from blf_explore.importance import ImportanceSampling
     from core_tools import Callback
     from test_together import bare, learner, net
     torch.set_num_threads(1)
@@ -76,10 +75,11 @@ def main(folder, rank):
         torch.save(res, f'{folder}/{name}_{rank}.pth')
 
     for name,(kw,n) in cases(rank).items(): run(name, n, SelectiveTraining(**kw))
-    run('plain', 2, None, net)
+    run('fastai', 2, None, net)
     run('all', 2, SelectiveTraining(selector=lambda s: OfRank(rank)(s)._replace(idxs=torch.arange(len(s))), plain_every=2), net)
     run('one', 1, SelectiveTraining(selector=lambda s: OfRank(0)(s)._replace(idxs=torch.arange(1+15*rank)[:len(s)]), queue=True), net)
-    run('importance', 2, ImportanceSampling(sample_perc=.4, tau_th=1.02, plain_every=2))
+    from test_together import PRESETS # every method: the draws, the switch and the memory are each process's own
+    for name,make in PRESETS.items(): run(name, 3, make(plain_every=2, **(dict(tau_th=.4) if name=='importance' else {})))
     try: run('accumulation', 1, SelectiveTraining(selector=OfRank(rank)), cbs=[GradientAccumulation(20)])
     except ValueError as e: message = str(e)
     torch.save(message, f'{folder}/message_{rank}.pth')
