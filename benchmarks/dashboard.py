@@ -1,4 +1,4 @@
-"""What watching costs, and how soon a moved slider shows: `python benchmarks/dashboard.py`.
+"""What watching costs, and how soon a moved slider shows: `python benchmarks/dashboard.py`; `--other SB` does it in a race.
 
 Needs the `dev` extra and Chromium. Serves the dashboard with `blf-dashboard`, drives it with Playwright, and prints
 1. from a slider's move to a changed chart, while training at full speed: median and 95th percentile;
@@ -20,15 +20,15 @@ _watch = """() => {
   })
 }"""
 
-def latency(n):
+def latency(n, other):
     "Milliseconds from each of `n` moves of `loss_perc` to the chart that shows it."
-    with serve('--epochs', '1000') as url, chromium() as page:
+    with serve('--epochs', '1000', '--other', other) as url, chromium() as page:
         page.goto(url)
         page.wait_for_selector('.blf[data-status=ready]', timeout=120_000)
         page.get_by_role('button', name='Run', exact=True).click()
         page.wait_for_function("document.querySelector('.blf').dataset.batches > 60", timeout=60_000)
         page.evaluate(_watch)
-        slider = page.get_by_role('slider', name='loss_perc')
+        slider = page.get_by_role('slider', name='loss_perc', exact=True)
         slider.focus()
         for i in range(n):
             slider.press('ArrowLeft' if i//20%2==0 else 'ArrowRight')
@@ -38,12 +38,12 @@ def latency(n):
 
 class Kernel:
     "A kernel that holds a dashboard, and a page that draws nothing: it answers as the real one does, without a browser's work."
-    def __init__(self, epochs):
+    def __init__(self, epochs, other):
         from jupyter_client.manager import start_new_kernel
         self.km,self.kc = start_new_kernel()
         self.answer,self.lock,self.values = False,threading.Lock(),queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self.ask(f"from blf_explore.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}); dash.wait()")
+        self.ask(f"from blf_explore.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}, other={other!r}); dash.wait()")
         self.comm = ast.literal_eval(self.ask("dash.comm.comm_id"))
 
     def _listen(self):
@@ -81,9 +81,9 @@ class Kernel:
         time.sleep(.5)
         return (t1-t0)/n
 
-def watching(pairs, epochs):
+def watching(pairs, epochs, other):
     "CPU seconds per batch, watched over not, of each pair; the order changes from pair to pair."
-    k = Kernel(epochs)
+    k = Kernel(epochs, other)
     try:
         k.run(False) # warm up
         res = []
@@ -99,14 +99,15 @@ def main():
     p.add_argument('--moves', type=int, default=100)
     p.add_argument('--pairs', type=int, default=10)
     p.add_argument('--epochs', type=int, default=20)
+    p.add_argument('--other', default='plain', help='what trains beside BLF')
     a = p.parse_args()
     if a.pairs:
-        t = watching(a.pairs, a.epochs)
+        t = watching(a.pairs, a.epochs, a.other)
         r = 100*(t[:,0]/t[:,1]-1)
-        print(f"watching, {a.pairs} pairs of runs of {a.epochs} epochs: {np.median(r):+.1f}% of the process's time per batch "
-              f"(quartiles {np.percentile(r, 25):+.1f} to {np.percentile(r, 75):+.1f}%); {1000*np.median(t[:,1]):.1f} ms per batch unwatched, the plain batch included")
+        print(f"BLF beside {a.other}: watching, {a.pairs} pairs of runs of {a.epochs} epochs: {np.median(r):+.1f}% of the process's time per batch "
+              f"(quartiles {np.percentile(r, 25):+.1f} to {np.percentile(r, 75):+.1f}%); {1000*np.median(t[:,1]):.1f} ms per batch unwatched, that of {a.other} included")
     if a.moves:
-        ms = latency(a.moves)
-        print(f"slider to chart, {len(ms)} moves: median {np.median(ms):.0f} ms, 95th percentile {np.percentile(ms, 95):.0f} ms, largest {ms.max():.0f} ms")
+        ms = latency(a.moves, a.other)
+        print(f"BLF beside {a.other}: slider to chart, {len(ms)} moves: median {np.median(ms):.0f} ms, 95th percentile {np.percentile(ms, 95):.0f} ms, largest {ms.max():.0f} ms")
 
 if __name__=='__main__': main()

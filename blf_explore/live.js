@@ -97,9 +97,9 @@ async function render({model, el: host}) {
   for (const [k, [letter]] of Object.entries(SIDES)) {
     const f = fields[k] = field(k, `method ${letter}`, 'select')
     f.addEventListener('change', () => send('set', {settings: {[k]: f.value}}))
-    const later = el('p', {class: 'later', hidden: ''}, 'with the next Reset'), own = el('div', {class: 'own'})
+    const own = el('div', {class: 'own'})
     const help = el('p', {class: 'does'}), says = el('p', {class: 'says'})
-    lanes[k] = {block: el('div', {class: 'lane ' + letter.toLowerCase()}, el('label', {class: 'choose'}, el('b', {}, letter), f), later, help, says, own), own, later, help, says}
+    lanes[k] = {block: el('div', {class: 'lane ' + letter.toLowerCase()}, el('label', {class: 'choose'}, el('b', {}, letter), f), says, help, own), own, help, says}
     knobs.append(lanes[k].block)
   }
   const decimals = knob => knob.step < 1 ? 2 : 0
@@ -201,7 +201,6 @@ async function render({model, el: host}) {
       for (const [k, o] of Object.entries(sliders)) if (!o.busy() || (news && s.error)) o.show(s.now[k], s.auto[k])
       for (const k of Object.keys(SIDES)) {
         lanes[k].says.textContent = s.says[k] || ''
-        lanes[k].later.hidden = !s.pending.includes(k)
         lanes[k].block.classList.toggle('pending', s.pending.includes(k))
       }
       for (const [k, f] of Object.entries(fields)) {

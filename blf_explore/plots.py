@@ -264,7 +264,7 @@ def agreement_spec(
         data.insert(i, line(rows, x, 'random pick, same size' + (f' as {nm}' if i else ''), 'random_sign_agreement', colors['random'], showlegend=not i,
                             opacity=.55 if i else 1, line=dict(dash='dashdot' if i else 'dot')))
         data.append(line(rows, x, nm if len(runs)>1 else f'kept by {nm}', 'sign_agreement', color, line=dict(dash='6px,3px') if dashed else {}))
-    notes = [dict(xref='paper', x=1, xanchor='right', y=80, yanchor='top', text='80% claimed', showarrow=False, font=dict(size=13, color='#444'))]
+    notes = [dict(xref='paper', x=1, xanchor='right', y=80, yanchor='top', text='80% claimed', showarrow=False, font=dict(size=13, color='#444'), bgcolor='rgba(255,255,255,.8)')]
     if not runs: notes.append(dict(xref='paper', x=.5, y=65, text='plain training selects nothing', showarrow=False, font=dict(size=14, color='#444')))
     layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[min(low), 101]), annotations=notes,
                      shapes=[dict(type='line', xref='paper', x0=0, x1=1, y0=80, y1=80, line=dict(color='#444', width=1.5, dash='dash'))])

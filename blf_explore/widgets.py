@@ -59,7 +59,7 @@ methods = {
     'InfoBatch': Method('InfoBatch', 'beyond', 'InfoBatch',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
         [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'), Knob('delta', 0., 1., .005, .875, 'share of training that prunes')], 'last training loss'),
-    'plain': Method('plain training', 'filtering', 'SelectiveTraining', 'Trains on all samples.', [])}
+    'plain': Method('plain training', 'filtering', 'SelectiveTraining', '', [])}
 
 _sides = dict(method='', other='other_') # the setting that names the method, and what its settings' names begin with
 _knob_names = tuple(dict.fromkeys(k.name for m in methods.values() for k in m.knobs))
@@ -268,13 +268,14 @@ class Lane:
     def selects(self): return self.method!='plain'
 
     def says(self):
-        "Whether the method selects at the moment, in words; '' for one that always does."
+        "Whether the method selects at the moment, in words."
         cb,n_epoch,epoch = self.learn.selection,self.settings['epochs'],min(self.n_batch//self.n_iter, self.settings['epochs']-1)
         if hasattr(cb.switch, 'threshold'): # before the first batch it has no memory yet
             t,th = cb.memory.get('switch', 0.),cb.switch.threshold(self.settings['bs'], cb)
             return 'draws from every batch' if th==0 else f'τ is {t:.2f}: draws' if t>th else f'τ is {t:.2f}: waits'
         first,end = max(cb.warmup, math.ceil(cb.start*n_epoch)),min(cb.end, getattr(cb, 'delta', 1.))
-        if not first and end==1: return ''
+        if not self.selects: return 'trains on all samples'
+        if not first and end==1: return 'selects from every batch'
         if epoch>=end*n_epoch or first>=end*n_epoch: return 'selects no more'
         return 'selects now' if epoch>=first else f'selects from epoch {first+1} on'
 
@@ -684,7 +685,7 @@ class LiveDashboard(anywidget.AnyWidget):
         (t0,n0),(t1,n1) = self._speed[0],self._speed[-1]
         left = (t1-t0)/(n1-n0)*(n_iter*n_epoch-n) if n1>n0 else math.nan
         nms = ['A','B'][:1+(self.settings['other']!='none')]
-        says = {o.side: o.says() for o in s.lanes} if lane else {}
+        says = {o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes} if lane else {}
         return dict(status=status, what=s.what, says=says, error=self._error(), settings=self.settings | self._pending, now=self.settings, by=self._by,
                     auto=self._auto(),
                     pending=list(self._pending), queued=s.want is not None and not s.ready,
@@ -711,12 +712,13 @@ class LiveDashboard(anywidget.AnyWidget):
         "The numbers above each chart, in their run's colour 'a' or 'b', or in none 's', and what they say '': {chart: [[text, colour], …]}."
         recs = [o.record for o in lanes]
         if not recs or not recs[0].rows['batches']: return {}
-        nms,letters = names(*recs),'ab'
+        nms,letters = names(*recs),'ab' # the classes that the page colours
         sums = [epoch_sums(r) for r in recs]
         both = [(i, nm, r, s, r.rows['batches'][-1]) for i,(nm,r,s) in enumerate(zip(nms, recs, sums)) if r.rows['batches']]
         select = [o for o in both if o[2].method!='plain'] or both[:1]
-        def beside(vals): # one value a run, in the run's colour
-            return [o for j,(i,v) in enumerate(vals) for o in ([[' · ','s']] if j else [])+[[v,letters[i]]]]
+        def beside(vals): # one value a run, in the run's colour, with its name if there are two
+            name = lambda i: [[f"{nms[i] if len(''.join(nms))<13 else 'AB'[i]} ",letters[i]+' n']] if len(vals)>1 else []
+            return [o for j,(i,v) in enumerate(vals) for o in ([[' · ','s']] if j else [])+name(i)+[[v,letters[i]]]]
         e,res = sums[0]['epoch'][-1]+1,{}
 
         odd = sum(not r['finite'] for r in recs[0].rows['batches'])
@@ -728,7 +730,7 @@ class LiveDashboard(anywidget.AnyWidget):
                               [f"in the last batch; epoch {e}: {s['n_kept'][-1]:,} of {s['n_seen'][-1]:,}, {shares[0][1]}{note}",'']]
         else:
             res['samples'] = [*beside([(i, str(last['n_kept'])) for i,_,_,_,last in select]), [f" of {select[0][4]['n_seen']}",'s'],
-                              [f"in the last batch; epoch {e}: {' · '.join(v for _,v in shares)}{note}",'']]
+                              [f"epoch {e}: {' · '.join(v for _,v in shares)}{note}",'']]
 
         one = both[-1] if len(both)>1 and recs[0].method=='plain' else both[0] # the one that is compared, and with what
         rec,rest,n = one[2],[o for o in both if o is not one],one[3]['n_batch']
@@ -741,21 +743,22 @@ class LiveDashboard(anywidget.AnyWidget):
                 says = f"beside plain in epoch {e}: {'it paid' if more<0 else 'it did not pay'}; overhead {over:.0f}%"
             else:
                 plain = [100*(a/(plain_step(*recs)*n[j])-1) for a in (t[j], tp[j])]
-                says = f"beside {rest[0][1]} in epoch {e}" + (f"; beside plain {' · '.join(map(_signed, plain))}" if all(map(math.isfinite, plain)) else '')
-            res['time'] = [[_signed(more),letters[one[0]]],[says,'']]
+                says = f"beside {rest[0][1]} in epoch {e}"
+                if all(map(math.isfinite, plain)) and len(''.join(nms))<12: says += f"; beside plain {' · '.join(map(_signed, plain))}"
+            res['time'] = [*([[one[1]+' ',letters[one[0]]+' n']] if len(select)>1 else []),[_signed(more),letters[one[0]]],[says,'']]
 
         probes = [(i, r.rows['probes'][-1]) for i,_,r,_,_ in select if r.rows['probes']]
         if probes:
             rand = [f"{100*o['random_sign_agreement']:.0f}%" for _,o in probes]
             res['agreement'] = [*beside([(i, f"{100*o['sign_agreement']:.0f}%") for i,o in probes]),
-                                [f"of signs agree; a random pick: {' · '.join(rand)}",'']]
+                                [f"of signs agree; a random pick: {rand[0]}" if len(rand)==1 else f"random pick {' · '.join(rand)}",'']]
 
         ends = [list(r.rows['epochs']) for r in recs]
         n = min(map(len, ends))
         if n and 'accuracy' in ends[0][n-1]:
             acc = beside([(i, f"{100*o[n-1]['accuracy']:.1f}%") for i,o in enumerate(ends)])
-            cost = dict(seconds=lambda r: f'{seconds_so_far(r)[n-1]:.1f} s', samples=lambda r: f'{samples_so_far(r)[n-1]:,} samples').get(self._by)
-            res['accuracy'] = [*acc, [f"after epoch {n}" + (f": {' · '.join(map(cost, recs))}" if cost else ''),'']]
+            cost = dict(seconds=lambda r: f'{seconds_so_far(r)[n-1]:.1f} s', samples=lambda r: f'{samples_so_far(r)[n-1]:,}').get(self._by)
+            res['accuracy'] = [*acc, [f"epoch {n}: {' · '.join(map(cost, recs))}" if cost else f'after epoch {n}','']]
 
         return res
 

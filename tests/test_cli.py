@@ -18,6 +18,13 @@ def wait_for(f, seconds):
     (['--loss-perc', 'most'],                       ["loss_perc='most'"]),
     (['--loss-perc', '0'],                          ['loss_perc=0', 'sample_perc=0']),
     (['--sample-perc', 'nan'],                      ['sample_perc=nan']),
+    (['--method', 'BFL'],                           ["method='BFL'", 'BLF', 'InfoBatch']),
+    (['--method', 'none'],                          ["method='none'"]),
+    (['--other', 'RHO-LOSS'],                       ["other='RHO-LOSS'", 'none']), # it needs another model
+    (['--beta', '2'],                               ['beta=2', 'BLF', 'loss_perc, sample_perc']),
+    (['--method', 'SB', '--stale', '1.5'],          ['stale=1.5', 'whole']),
+    (['--other-loss-perc', '.5'],                   ['other_loss_perc=0.5', 'plain']),
+    (['--other', 'HNM', '--other-sample-perc', '0'], ['other_sample_perc=0', 'from 0.01 to 1']),
     (['--label-noise', '2'],                        ['label_noise=2']),
     (['--name', 'mnist'],                           ["name='mnist'", 'digits', 'cifar10']),
     (['--network', 'vgg'],                          ["network='vgg'", 'convnet', 'mlp']),
@@ -75,7 +82,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope='module')
 def served(hostile):
     d,env = hostile
-    res = Served('--loss-perc', '.35', '--port', '8950', cwd=d, env=env)
+    res = Served('--loss-perc', '.35', '--other', 'SB', '--other-beta', '2.25', '--port', '8950', cwd=d, env=env)
     yield res
     res.interrupt()
 
@@ -88,9 +95,9 @@ def test_page_loads_runs_and_ends_with_its_process(served, hostile):
         page.goto(served.url, wait_until='commit')
         page.wait_for_selector('#loading_text:has-text("Loading the dashboard")', timeout=20_000)
         page.wait_for_selector('button:has-text("Run")', timeout=60_000)
-        assert page.title()=='BatchLossFilter, live'
+        assert page.title()=='Selective training, live'
         assert page.locator('#loading').count()==0
-        page.wait_for_selector('text=0.35', timeout=10_000) # the option has reached the page
+        for o in ('0.35','2.25'): page.wait_for_selector(f'output:text("{o}")', timeout=10_000) # the options have reached the page
         assert '/' not in page.inner_text('body').split('Run')[0], 'no source, no warning above the dashboard'
         kernel, = served.kernels
         assert kernel.cmdline()[0]==sys.executable and Path(kernel.cwd())==hostile[0].resolve()

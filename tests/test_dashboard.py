@@ -246,7 +246,7 @@ def test_settings_apply_on_reset(page):
     at_least(page, 1)
     page.get_by_label('network', exact=True).select_option('mlp')
     page.get_by_label('method B', exact=True).select_option('HNM')
-    page.wait_for_selector('.lane.b .later:visible')
+    page.wait_for_selector('.lane.b.pending .says:has-text("from the next Reset on")')
     assert sliders(page)==['loss_perc','sample_perc'] # what trains still is what the sliders move
     drag(page, 'loss_perc', .3)
     button(page, 'Step').click()
@@ -254,7 +254,7 @@ def test_settings_apply_on_reset(page):
     page.get_by_role('button', name='Reset to apply').click()
     status(page, 'ready')
     assert page.get_by_label('network', exact=True).input_value()=='mlp' and batches(page)==0
-    assert sliders(page)==['loss_perc','sample_perc','other_sample_perc'] and not page.locator('.later:visible').count()
+    assert sliders(page)==['loss_perc','sample_perc','other_sample_perc'] and not page.locator('.pending').count()
     button(page, 'Step').click()
     at_least(page, 1)
     assert page.errors==[]
@@ -266,7 +266,7 @@ def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
         assert sliders(page)==[k.name for k in methods[m].knobs]
     choose(page, 'A', 'HNM')
     choose(page, 'B', 'core-set')
-    def kept(a, b): until(page, f"document.querySelector('.chart.samples .value').textContent=='{a} · {b} of 64'", 20_000)
+    def kept(a, b): until(page, f"document.querySelector('.chart.samples .value').textContent=='HNM {a} · core-set {b} of 64'", 20_000)
     button(page, 'Step').click()
     kept(32, 32)
     a,b = drag(page, 'sample_perc', .25),drag(page, 'other_sample_perc', .8)

@@ -1,0 +1,37 @@
+"Take the dashboard's pictures in nbs/images anew: `python benchmarks/pictures.py`. Needs the `dev` extra and Chromium."
+import sys
+from pathlib import Path
+root = Path(__file__).parent.parent
+sys.path.insert(0, str(root/'tests'))
+from browser import serve, chromium
+
+def at_least(page, n): page.wait_for_function(f"document.querySelector('.blf').dataset.batches>={n}", timeout=120_000)
+
+def begin(page, url, query):
+    page.goto(f'{url}?{query}')
+    page.wait_for_selector('.blf[data-status=ready]', timeout=120_000)
+    page.wait_for_timeout(1000)
+    page.get_by_role('button', name='Run', exact=True).click()
+
+def end(page, n, name):
+    at_least(page, n)
+    page.get_by_role('button', name='Pause', exact=True).click()
+    page.wait_for_selector('.blf[data-status=paused]')
+    page.mouse.move(640, 715)
+    page.wait_for_timeout(2500) # until the slider's mark has faded
+    page.screenshot(path=root/'nbs'/'images'/name)
+
+with serve() as url, chromium() as page:
+    begin(page, url, 'epochs=20&pace=60')
+    at_least(page, 190)
+    slider = page.get_by_role('slider', name='loss_perc', exact=True)
+    box = slider.bounding_box()
+    y,x = box['y']+box['height']/2,lambda v: box['x']+8+(box['width']-16)*v
+    page.mouse.move(x(.9), y)
+    page.mouse.down()
+    page.mouse.move(x(.3), y, steps=6)
+    page.mouse.up()
+    end(page, 330, 'dashboard.png')
+    begin(page, url, 'epochs=16&method=SB&beta=1&other=BLF')
+    page.get_by_role('button', name='by samples').click()
+    end(page, 300, 'race.png')
