@@ -61,7 +61,8 @@ def k_center(
 # %% ../nbs/10_beyond.ipynb #dbebce02
 def _last_linear(model):
     linear = [o for o in model.modules() if isinstance(o, nn.Linear)]
-    if not linear: raise ValueError(f"model={type(model).__name__} has no nn.Linear: CoreSet compares what the last one is given, so give a model with one")
+    if not linear:
+        raise ValueError(f"model={type(model).__name__} has no nn.Linear: CoreSet compares what the last one is given, so give a model with one")
     return linear[-1]
 
 class CoreSet(SelectiveTraining):
@@ -78,11 +79,11 @@ class CoreSet(SelectiveTraining):
 
     def forward(self, model, *xb):
         "The scoring forward, and on its way the input of the last linear layer."
-        model = getattr(model, '_orig_mod', model)
         def keep(module, args): self.features = args[0].detach()
         hook = _last_linear(model).register_forward_pre_hook(keep)
         try:
-            with not_compiled(self._fit is not None and self._fit.compiled): return super().forward(model, *xb) # compiled code would not notice the hook
+            # `_orig_mod`: before PyTorch 2.6 `not_compiled` does nothing
+            with not_compiled(self._fit is not None and self._fit.compiled): return super().forward(getattr(model, '_orig_mod', model), *xb)
         finally: hook.remove()
 
     def cover(self, scores, sample_perc):
@@ -90,13 +91,15 @@ class CoreSet(SelectiveTraining):
         f,self.features,n = self.features,None,len(scores)
         if f is None or f.ndim<2 or len(f)!=n:
             got = 'nothing' if f is None else f'shape {tuple(f.shape)}'
-            raise ValueError(f"model's last nn.Linear was given {got} for a batch of {n}: CoreSet needs a model whose last one is given a row per sample")
+            raise ValueError(f"model's last nn.Linear was given {got} for a batch of {n}: "
+                             "CoreSet needs a model whose last one is given a row per sample")
         return Selection(k_center(f, max(1, math.ceil(n*sample_perc))) if f.isfinite().all() else torch.arange(n))
 
     def check(self, **settings):
         super().check(**settings)
         check_share('sample_perc', settings['sample_perc'], zero=False)
-        if self.stale: raise ValueError(f"stale={self.stale} is not accepted: CoreSet needs the features of the whole batch each time, so give stale=0")
+        if self.stale:
+            raise ValueError(f"stale={self.stale} is not accepted: CoreSet needs the features of the whole batch each time, so give stale=0")
         if self.learn is not None: _last_linear(self.model)
 
     def _init_state(self):
@@ -110,7 +113,8 @@ def _in_order(dls):
     "The training set's batches, first sample first, none left out."
     dl,ds = dls.train,dls.train.dataset
     if not hasattr(dl, 'new'): # PyTorch's own
-        return torch.utils.data.DataLoader(ds, dl.batch_size or 64, collate_fn=dl.collate_fn if dl.batch_size else None, num_workers=dl.num_workers)
+        return torch.utils.data.DataLoader(ds, dl.batch_size or 64, collate_fn=dl.collate_fn if dl.batch_size else None,
+                                           num_workers=dl.num_workers)
     dl = dl.new(shuffle=False, drop_last=False)
     dl.get_idxs = lambda: list(range(len(ds))) # a loader of texts would sort them by length
     return dl
@@ -148,7 +152,8 @@ def _read_losses(path, n):
         if fmt!=_format or res.dtype!=torch.float32 or res.ndim!=1 or not res.isfinite().all(): raise ValueError(fmt)
     except Exception: # a damaged file can fail in as many ways as there are bytes in it
         raise ValueError(f"path={str(path)!r} is not a whole file of holdout losses: delete it, or give one that holdout_losses wrote") from None
-    if len(res)!=n: raise ValueError(f"path={str(path)!r} holds {len(res)} losses for a training set of {n} samples: delete it, or give another")
+    if len(res)!=n:
+        raise ValueError(f"path={str(path)!r} holds {len(res)} losses for a training set of {n} samples: delete it, or give another")
     return res
 
 def holdout_losses(
@@ -164,16 +169,20 @@ def holdout_losses(
     Source: Mindermann et al. 2022, arXiv 2206.07137, eq. 3; OATML/RHO-Loss."""
     ds = dls.train.dataset
     if loss_func is None: loss_func = getattr(ds, 'loss_func', None)
-    if not isinstance(model, nn.Module): raise ValueError(f"model={type(model).__name__} is not accepted: give a nn.Module, such as learn.model")
-    if loss_func is None: raise ValueError("loss_func=None is not accepted, the training set has none of its own: give the loss that the target model trains with")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={type(model).__name__} is not accepted: give a nn.Module, such as learn.model")
+    if loss_func is None:
+        raise ValueError("loss_func=None is not accepted, the training set has none of its own: give the loss that the target model trains with")
     if path is not None:
         path = Path(path)
         if path.is_file(): return _read_losses(path, len(ds))
         if path.is_dir(): raise IsADirectoryError(f"path={str(path)!r} is a folder: give the name of a file")
-        if not path.parent.is_dir(): raise FileNotFoundError(f"path={str(path)!r} cannot be written, there is no folder {str(path.parent)!r}: make it, or give another")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path={str(path)!r} cannot be written, there is no folder {str(path.parent)!r}: make it, or give another")
     res = _compute_holdout(model, dls, loss_func)
     if len(res)!=len(ds): raise ValueError(f"dls.train gives {len(res)} samples of a set of {len(ds)}: give one that skips none")
-    if bad := (~res.isfinite()).sum().item(): raise ValueError(f"model gives losses that are not finite for {bad} of {len(res)} training samples: give one that can be trusted on them")
+    if bad := (~res.isfinite()).sum().item():
+        raise ValueError(f"model gives losses that are not finite for {bad} of {len(res)} training samples: give one that can be trusted on them")
     if path is not None: _write_losses(path, res)
     return res
 
@@ -199,7 +208,8 @@ class RHOLoss(HardNegativeMining):
     def check(self, **settings):
         super().check(**settings)
         if self.learn is not None and len(self.holdout)!=(N := len(self.dls.train.dataset)):
-            raise ValueError(f"holdout has {len(self.holdout)} losses for a training set of {N} samples: give what holdout_losses returns for these dls")
+            raise ValueError(f"holdout has {len(self.holdout)} losses for a training set of {N} samples: "
+                             "give what holdout_losses returns for these dls")
 
 # %% ../nbs/10_beyond.ipynb #0b3d7deb
 def _infobatch(losses, mean, prune, gen):
