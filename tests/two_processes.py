@@ -40,12 +40,13 @@ def main(folder, rank):
     import torch, torch.distributed as dist
     from fastai.callback.training import GradientAccumulation
     from fastai.distributed import DistributedDL
-    from blf_explore.filtering import SelectiveTraining
+    from blf_explore.filtering import Selection, SelectiveTraining
     from core_tools import Callback
     from test_together import bare, learner, net
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2,
+                            timeout=datetime.timedelta(seconds=60))
 
     def broadcast(self, t, rank): # fastai's own sends the order through the GPU
         t = torch.LongTensor(t)
@@ -68,7 +69,8 @@ def main(folder, rank):
         if cb is not None: learn.add_cb(cb)
         else: learn.selection = None
         with learn.distrib_ctx(sync_bn=False, cpu=True): learn.fit(n, lr)
-        res = dict(model=learn.model.state_dict(), batches=learn.watch.batches, train_loss=[float(o[0]) for o in learn.recorder.values])
+        res = dict(model=learn.model.state_dict(), batches=learn.watch.batches,
+                   train_loss=[float(o[0]) for o in learn.recorder.values])
         if cb is not None:
             b = cb.batches
             res |= {o: b[o].tolist() for o in ('n_seen','n_kept','n_trained','n_scored')}
@@ -76,8 +78,9 @@ def main(folder, rank):
 
     for name,(kw,n) in cases(rank).items(): run(name, n, SelectiveTraining(**kw))
     run('fastai', 2, None, net)
-    run('all', 2, SelectiveTraining(selector=lambda s: OfRank(rank)(s)._replace(idxs=torch.arange(len(s))), plain_every=2), net)
-    run('one', 1, SelectiveTraining(selector=lambda s: OfRank(0)(s)._replace(idxs=torch.arange(1+15*rank)[:len(s)]), queue=True), net)
+    run('all', 2, SelectiveTraining(selector=lambda s: Selection(torch.arange(len(s))), plain_every=2), net)
+    def one(scores): return Selection(torch.arange(6 if rank else 16 if len(scores)==16 else 1)) # 18 of 45, or 33: two batches and one
+    run('one', 1, SelectiveTraining(selector=one, queue=True), net)
     from test_together import PRESETS # every method: the draws, the switch and the memory are each process's own
     for name,make in PRESETS.items(): run(name, 3, make(plain_every=2, **(dict(tau_th=.4) if name=='importance' else {})))
     try: run('accumulation', 1, SelectiveTraining(selector=OfRank(rank)), cbs=[GradientAccumulation(20)])
