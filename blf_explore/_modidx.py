@@ -22,7 +22,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blf_explore.beyond._infobatch': ('beyond.html#_infobatch', 'blf_explore/beyond.py'),
                                     'blf_explore.beyond._last_linear': ('beyond.html#_last_linear', 'blf_explore/beyond.py'),
                                     'blf_explore.beyond._read_losses': ('beyond.html#_read_losses', 'blf_explore/beyond.py'),
-                                    'blf_explore.beyond._whole_from': ('beyond.html#_whole_from', 'blf_explore/beyond.py'),
                                     'blf_explore.beyond._write_losses': ('beyond.html#_write_losses', 'blf_explore/beyond.py'),
                                     'blf_explore.beyond.check_infobatch': ('beyond.html#check_infobatch', 'blf_explore/beyond.py'),
                                     'blf_explore.beyond.holdout_losses': ('beyond.html#holdout_losses', 'blf_explore/beyond.py'),

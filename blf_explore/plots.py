@@ -19,10 +19,11 @@ Each has a `*_spec` twin that returns Plotly's plain dictionaries: the live dash
 # %% auto #0
 __all__ = ['names', 'epoch_sums', 'kept_share', 'samples_spec', 'figure', 'plot_samples', 'plot_time', 'plot_agreement',
            'plot_accuracy', 'epoch_times', 'plain_step', 'times_beside', 'paid', 'time_spec', 'agreement_spec',
-           'seconds_so_far', 'samples_so_far', 'accuracy_spec']
+           'seconds_so_far', 'samples_so_far', 'accuracy_spec', 'headlines']
 
 # %% ../nbs/12_plots.ipynb #7a152a36
-import numpy as np, plotly.graph_objects as go
+import math, numpy as np, plotly.graph_objects as go
+from collections import namedtuple
 from .record import Record, colors
 
 # %% ../nbs/12_plots.ipynb #5ab3d55e
@@ -46,14 +47,18 @@ def names(
     ms = [getattr(o, 'method', o) for o in recs]
     return [m if m is None or ms.count(m)==1 else f'{m} {"ABCDEFGH"[i%8]}' for i,m in enumerate(ms)]
 
-def _runs(rec, other):
-    "(record, name, color, whether it is drawn dashed and hatched) of a run and of the one beside it; plain is black, that will do."
-    return [(r, nm, colors.get(r.method, colors['BLF']), i>0 and (r.method!='plain' or rec.method=='plain'))
+_Run = namedtuple('_Run', 'rec name color dashed')
+
+def _runs(rec, other=None):
+    "A run and the one beside it, as they are drawn: the second dashed and hatched, unless it is the plain one, whose black will do."
+    return [_Run(r, nm, colors.get(r.method, colors['BLF']), i>0 and (r.method!='plain' or rec.method=='plain'))
             for i,(r,nm) in enumerate(zip((rec,other), names(rec, other))) if r is not None]
 
+def _line(run, **kw): return dict(color=run.color, width=2.5, **(dict(dash='6px,3px') if run.dashed else {})) | kw
+
 def _fill(color, hatched, **kw):
-    return dict(color=color, **kw) if not hatched else dict(color=color, line=dict(color=color, width=1), **kw,
-        pattern=dict(shape='/', fillmode='replace', fgcolor=color, bgcolor='white', size=7, solidity=.45))
+    pattern = dict(shape='/', fillmode='replace', fgcolor=color, bgcolor='white', size=7, solidity=.45)
+    return dict(color=color, **kw) | (dict(line=dict(color=color, width=1), pattern=pattern) if hatched else {})
 
 def epoch_sums(
     rec:Record # A record, finished or growing
@@ -95,38 +100,42 @@ def samples_spec(
 )->dict: # Plotly's `data` and `layout`
     """Samples kept in every epoch, of those seen; the line shows their share batch by batch, a dashed upright one a moved
     slider. Of a plain run nothing is drawn beside one that selects: it keeps all."""
-    runs,n_iter,n_epoch = _runs(rec, other),_n_iter(rec),_n_epoch(rec)
-    runs = [o for o in runs if o[0].method!='plain'] or runs[:1]
-    full = n_iter*(rec.info.get('bs') or 1)
-    seen = epoch_sums(rec)
-    data = [dict(type='bar', x=[e+.5 for e in seen['epoch']], y=seen['n_seen'], width=.84, name='seen', marker=dict(color='#e4e4e4'), hoverinfo='skip')]
+    n_iter,n_epoch,seen = _n_iter(rec),_n_epoch(rec),epoch_sums(rec)
+    runs = [o for o in _runs(rec, other) if o.rec.method!='plain'] or _runs(rec)
+    full,race = n_iter*(rec.info.get('bs') or 1),len(runs)>1
+    bars = [dict(type='bar', x=[e+.5 for e in seen['epoch']], y=seen['n_seen'], width=.84, name='seen',
+                 marker=dict(color='#e4e4e4'), hoverinfo='skip')]
     lines,shapes,notes = [],[],[]
-    for i,(r,nm,color,hatched) in enumerate(runs):
-        s = epoch_sums(r)
-        share = [100*k/n if n else 0 for k,n in zip(s['n_kept'], s['n_seen'])]
-        race = len(runs)>1
-        data.append(dict(type='bar', x=[e+(.29+.42*i if race else .5) for e in s['epoch']], y=s['n_kept'], width=.42 if race else .84, customdata=share,
-                         name=nm if race else 'kept', marker=_fill(color, hatched, opacity=.6), hovertemplate=f'{nm}: %{{y}} kept, %{{customdata:.0f}}%<extra></extra>'))
-        lx,ly = kept_share(r)
-        lines.append(dict(type='scatter', mode='lines', x=lx.tolist(), y=(ly*full/100).tolist(), customdata=ly.tolist(),
-                          name=f'{nm}, batch by batch' if race else 'share, batch by batch', showlegend=not race, line=dict(color=color, width=2.5, **(dict(dash='6px,3px') if hatched else {})),
-                          hovertemplate=f'{nm}: %{{customdata:.0f}}% kept<extra></extra>'))
-        changes,mine = _merged(r.rows['changes']),[]
-        for c in changes:
-            x0 = c['batch']/n_iter
-            shapes.append(dict(type='line', x0=x0, x1=x0, y0=0, y1=1, yref='paper', line=dict(color='#D55E00', width=2, dash='dash')))
-        for c in changes[-3:]:
-            x0 = c['batch']/n_iter
-            mine.append(dict(x=x0, y=1-.13*i, yref='paper', yanchor='top', xanchor='left' if x0<.7*n_epoch else 'right', showarrow=False,
-                             text=f"{nm+': ' if race else ''}{c['setting']} {_value(c['old'])}→{_value(c['new'])}", font=dict(size=13, color='#A63C00'), bgcolor='rgba(255,255,255,.85)'))
-        if len(mine)>1: # of marks that stand close together, the last one speaks
-            mine = [a for a,b in zip(mine, mine[1:]) if b['x']-a['x']>.3*n_epoch] + mine[-1:]
-        notes += mine
-    ticks = [0, .25, .5, .75, 1.]
-    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=[0, full*1.04]), barmode='overlay', bargap=0, shapes=shapes, annotations=notes,
-                     yaxis2=_axis('share of all', range=[0, full*1.04], overlaying='y', side='right', showgrid=False,
-                                  tickvals=[o*full for o in ticks], ticktext=[f'{100*o:.0f}%' for o in ticks]))
-    return dict(data=data+lines+[dict(type='scatter', x=[], y=[], yaxis='y2', showlegend=False)], layout=layout)
+    for i,o in enumerate(runs):
+        s,at = epoch_sums(o.rec),(.29+.42*i if race else .5)
+        bars.append(dict(type='bar', x=[e+at for e in s['epoch']], y=s['n_kept'], width=.42 if race else .84,
+                         customdata=[100*k/n if n else 0 for k,n in zip(s['n_kept'], s['n_seen'])], name=o.name if race else 'kept',
+                         marker=_fill(o.color, o.dashed, opacity=.6),
+                         hovertemplate=f'{o.name}: %{{y}} kept, %{{customdata:.0f}}%<extra></extra>'))
+        x,share = kept_share(o.rec)
+        lines.append(dict(type='scatter', mode='lines', x=x.tolist(), y=(share*full/100).tolist(), customdata=share.tolist(),
+                          name=f'{o.name}, batch by batch' if race else 'share, batch by batch', showlegend=not race,
+                          line=_line(o), hovertemplate=f'{o.name}: %{{customdata:.0f}}% kept<extra></extra>'))
+        marks,texts = _marks(o, n_iter, n_epoch, f'{o.name}: ' if race else '', 1-.13*i)
+        shapes,notes = shapes+marks,notes+texts
+    span,ticks = [0, full*1.04],[0, .25, .5, .75, 1.]
+    right = _axis('share of all', range=span, overlaying='y', side='right', showgrid=False,
+                  tickvals=[o*full for o in ticks], ticktext=[f'{100*o:.0f}%' for o in ticks])
+    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=span), yaxis2=right, barmode='overlay', bargap=0,
+                     shapes=shapes, annotations=notes)
+    return dict(data=[*bars, *lines, dict(type='scatter', x=[], y=[], yaxis='y2', showlegend=False)], layout=layout)
+
+def _marks(run, n_iter, n_epoch, who, y):
+    "An upright line where a slider was moved, and words for the last few of them."
+    changes = [c | dict(x=c['batch']/n_iter) for c in _merged(run.rec.rows['changes'])]
+    line = dict(type='line', y0=0, y1=1, yref='paper', line=dict(color='#D55E00', width=2, dash='dash'))
+    text = dict(y=y, yref='paper', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'),
+                bgcolor='rgba(255,255,255,.85)')
+    texts = [text | dict(x=c['x'], xanchor='left' if c['x']<.7*n_epoch else 'right',
+                         text=f"{who}{c['setting']} {_value(c['old'])}→{_value(c['new'])}") for c in changes[-3:]]
+    # of those that stand close together the last one speaks
+    return ([line | dict(x0=c['x'], x1=c['x']) for c in changes],
+            [a for a,b in zip(texts, texts[1:]) if b['x']-a['x']>.3*n_epoch] + texts[-1:])
 
 def _value(o):
     "A setting in a few letters; importance sampling's `tau_th` may be none: its published value."
@@ -211,38 +220,38 @@ def time_spec(
 )->dict: # Plotly's `data` and `layout`
     """Each epoch's time, split into scoring, selecting and training, beside the other's or the plain epoch's; a mark where
     it took less. Between two that select, a dotted line is the plain epoch, by the steps that were sampled."""
-    s,total = epoch_sums(rec),epoch_times(rec)
-    save = paid(rec, other) if other is None or rec.method!='plain' else [-o for o in paid(rec, other)] # the one that selects is judged
-    unit,k = ('ms',1000) if max([*total, 0])<2 else ('s',1)
-    if not s['epoch']: unit,k = 's',1
-    def bar(name, e, y, base, fill, shift, **kw):
-        return dict(type='bar', x=[o+shift for o in e], y=[k*o for o in y], base=[k*o for o in base], name=name, width=.4,
+    s,total,beside,saved = epoch_sums(rec),epoch_times(rec),times_beside(rec, other),paid(rec, other)
+    methods = [o.method for o in (rec,other) if o is not None]
+    race = len(methods)>1 and 'plain' not in methods
+    if other is not None and rec.method=='plain': saved = [-o for o in saved] # the one that selects is judged
+    unit,k = ('ms',1000) if s['epoch'] and max(total)<2 else ('s',1)
+    def bar(name, epochs, shift, y, base, fill, **kw):
+        return dict(type='bar', x=[e+shift for e in epochs], y=[k*o for o in y], base=[k*o for o in base], name=name, width=.4,
                     marker=fill, customdata=[k*o for o in y], # `y` would include the base
                     hovertemplate=f'{name} %{{customdata:.3g}} {unit}<extra></extra>', **kw)
-    def stack(r, nm, color, hatched, shift, first):
-        s,trains = epoch_sums(r),f'{nm} training' if other is None or 'plain' in (rec.method,other.method) else nm
-        e,train,score,select = s['epoch'],s['t_train_s'],s['t_score_s'],s['t_select_s']
-        if r.method=='plain': return [bar(nm, e, train, [0.]*len(e), _fill(color, hatched, opacity=.75), shift)]
-        return [bar(trains, e, train, [0.]*len(e), _fill(color, hatched), shift),
-                bar('scoring', e, score, train, _fill(colors['scoring'], hatched), shift, showlegend=first),
-                bar('selecting', e, select, [a+b for a,b in zip(train, score)], _fill(colors['selecting'], hatched), shift, showlegend=first)]
-    runs,data = _runs(rec, other),[]
-    for i,(r,nm,color,hatched) in enumerate(runs): data += stack(r, nm, color, hatched, .28+.44*i, not i or rec.method=='plain')
-    beside,sampled = times_beside(rec, other),[plain_step(rec, other)*n for n in s['n_batch']] # of both, so that they are measured alike
-    if other is None and rec.method!='plain': data.append(bar('plain', s['epoch'], sampled, [0.]*len(sampled), dict(color='#000000', opacity=.75), .72))
-    tops = [np.nanmax([a, b, 0]) for a,b in zip(total, beside)]
-    if other is not None and 'plain' not in (rec.method,other.method):
-        data.append(dict(type='scatter', mode='lines', x=[o for e in s['epoch'] for o in (e+.04, e+.96, None)], name='plain',
-                         y=[o for t in sampled for o in (k*t, k*t, None)], line=dict(color='#000000', width=2.5, dash='dot'), hovertemplate=f'plain, by sampled steps: %{{y:.3g}} {unit}<extra></extra>'))
-        tops = [np.nanmax([a, b]) for a,b in zip(tops, sampled)]
-    known = [o for o in tops if np.isfinite(o)]
+    def stack(o, shift, **kw):
+        t = epoch_sums(o.rec)
+        e,train,score,none = t['epoch'],t['t_train_s'],t['t_score_s'],[0.]*len(t['epoch'])
+        if o.rec.method=='plain': return [bar(o.name, e, shift, train, none, _fill(o.color, o.dashed, opacity=.75))]
+        return [bar(o.name if race else f'{o.name} training', e, shift, train, none, _fill(o.color, o.dashed)),
+                bar('scoring', e, shift, score, train, _fill(colors['scoring'], o.dashed), **kw),
+                bar('selecting', e, shift, t['t_select_s'], [a+b for a,b in zip(train, score)],
+                    _fill(colors['selecting'], o.dashed), **kw)]
+    data = [b for i,o in enumerate(_runs(rec, other)) for b in stack(o, .28+.44*i, **(dict(showlegend=False) if race and i else {}))]
+    plain = [plain_step(rec, other)*n for n in s['n_batch']] # sampled in both runs, so that both are measured alike
+    if methods==[rec.method] and rec.method!='plain':
+        data.append(bar('plain', s['epoch'], .72, plain, [0.]*len(plain), dict(color=colors['plain'], opacity=.75)))
+    if race: data.append(dict(type='scatter', mode='lines', name='plain', line=dict(color=colors['plain'], width=2.5, dash='dot'),
+                              x=[o for e in s['epoch'] for o in (e+.04, e+.96, None)], y=[o for t in plain for o in (k*t, k*t, None)],
+                              hovertemplate=f'plain, by sampled steps: %{{y:.3g}} {unit}<extra></extra>'))
+    tops = [max(o for o in (*ts, 0) if math.isfinite(o)) for ts in zip(total, beside, plain if race else total)]
     # one slow epoch (a busy machine) must not flatten all others
-    top = 1.25*k*min(max(known), 2.5*float(np.median(known))) if known and max(known) else 1
-    step = -(-len(save)//14) or 1
+    top = 1.25*k*min(max(tops), 2.5*float(np.median(tops))) if tops and max(tops) else 1
+    step = -(-len(saved)//14) or 1
     notes = [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text='<b>✓</b>' if v>0 else '✗',
                   font=dict(size=15, color='#00704F' if v>0 else '#A63C00'))
-             for i,(e,v,n) in enumerate(zip(s['epoch'], save, s['n_batch'])) # of an epoch that has hardly begun nothing is claimed
-             if np.isfinite(v) and (len(save)-1-i)%step==0 and n>=_n_iter(rec)/2]
+             for i,(e,v,n) in enumerate(zip(s['epoch'], saved, s['n_batch'])) # of an epoch that has hardly begun nothing is claimed
+             if math.isfinite(v) and (len(saved)-1-i)%step==0 and n>=_n_iter(rec)/2]
     return dict(data=data, layout=_layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis(f'training time, {unit}', range=[0, top]),
                                           barmode='overlay', annotations=notes))
 
@@ -252,22 +261,24 @@ def agreement_spec(
     other:Record=None # Another's, for a race
 )->dict: # Plotly's `data` and `layout`
     "How many signs of the whole probe batch's gradient the kept samples' gradient has, beside a random pick of the same size."
-    runs = [o for o in _runs(rec, other) if o[0].method!='plain']
-    data,low = [],[45.]
-    def line(rows, x, name, col, color, **kw):
-        low.extend(100*r[col]-3 for r in rows if np.isfinite(r[col]))
-        return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name, line=dict(color=color, width=2.5, **kw.pop('line', {})),
-                    marker=dict(size=6), hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
-    for i,(r,nm,color,dashed) in enumerate(runs):
-        rows = list(r.rows['probes'])
-        x = [o['batch']/_n_iter(r) for o in rows]
-        data.insert(i, line(rows, x, 'random pick, same size' + (f' as {nm}' if i else ''), 'random_sign_agreement', colors['random'], showlegend=not i,
-                            opacity=.55 if i else 1, line=dict(dash='dashdot' if i else 'dot')))
-        data.append(line(rows, x, nm if len(runs)>1 else f'kept by {nm}', 'sign_agreement', color, line=dict(dash='6px,3px') if dashed else {}))
-    notes = [dict(xref='paper', x=1, xanchor='right', y=80, yanchor='top', text='80% claimed', showarrow=False, font=dict(size=13, color='#444'), bgcolor='rgba(255,255,255,.8)')]
-    if not runs: notes.append(dict(xref='paper', x=.5, y=65, text='plain training selects nothing', showarrow=False, font=dict(size=14, color='#444')))
-    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[min(low), 101]), annotations=notes,
-                     shapes=[dict(type='line', xref='paper', x0=0, x1=1, y0=80, y1=80, line=dict(color='#444', width=1.5, dash='dash'))])
+    runs,data,low = [o for o in _runs(rec, other) if o.rec.method!='plain'],[],[45.]
+    def line(rows, x, name, col, **kw):
+        low.extend(100*r[col]-3 for r in rows if math.isfinite(r[col]))
+        return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name, marker=dict(size=6),
+                    hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
+    for i,o in enumerate(runs):
+        rows = list(o.rec.rows['probes'])
+        x = [r['batch']/_n_iter(o.rec) for r in rows]
+        data.insert(i, line(rows, x, 'random pick, same size' + (f' as {o.name}' if i else ''), 'random_sign_agreement',
+                            line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
+                            opacity=.55 if i else 1, showlegend=not i))
+        data.append(line(rows, x, o.name if len(runs)>1 else f'kept by {o.name}', 'sign_agreement', line=_line(o)))
+    text = dict(xref='paper', showarrow=False, font=dict(size=13, color='#444'), bgcolor='rgba(255,255,255,.8)')
+    notes = [text | dict(x=1, xanchor='right', y=80, yanchor='top', text='80% claimed')]
+    if not runs: notes.append(text | dict(x=.5, y=65, text='plain training selects nothing'))
+    claim = dict(type='line', xref='paper', x0=0, x1=1, y0=80, y1=80, line=dict(color='#444', width=1.5, dash='dash'))
+    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[min(low), 101]),
+                     annotations=notes, shapes=[claim])
     return dict(data=data, layout=layout)
 
 # %% ../nbs/12_plots.ipynb #17d1776f
@@ -293,20 +304,82 @@ def accuracy_spec(
 )->dict: # Plotly's `data` and `layout`
     "Accuracy and validation loss side by side, by epoch, by seconds of training or by samples trained on, each run's own."
     if by not in _by: raise ValueError(f"by={by!r} is not accepted: choose {', '.join(map(repr, _by))}")
-    data,accs,losses,ends = [],[],[],[1e-9]
-    first = next(iter(recs.values())) if recs else None
+    data,accs,losses,ends,first = [],[],[],[1e-9],next(iter(recs.values()), None)
     for i,(name,rec) in enumerate(recs.items()):
-        rows,x = list(rec.rows['epochs']),_by[by][1](rec)
-        *_,color,dashed = _runs(*((first,rec) if i else (rec,None)))[-1]
+        rows,x,run = list(rec.rows['epochs']),_by[by][1](rec),_runs(*([first, rec] if i else [rec]))[-1]
         ends += x
         for col,scale,axis,tip in ((metric,100,'','%{y:.1f}%'), ('valid_loss',1,'2','%{y:.3f}')):
             y = [scale*r[col] for r in rows if col in r]
             (losses if axis else accs).extend(y[len(y)//4:])
-            data.append(dict(type='scatter', mode='lines+markers', x=x, y=y, name=name, legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis,
-                             line=dict(color=color, width=2.5, **(dict(dash='6px,3px') if dashed else {})), marker=dict(size=5), hovertemplate=tip+f'<extra>{name}</extra>'))
+            data.append(dict(type='scatter', mode='lines+markers', x=x, y=y, name=name, legendgroup=name, showlegend=not axis,
+                             xaxis='x'+axis, yaxis='y'+axis, line=_line(run), marker=dict(size=5),
+                             hovertemplate=tip+f'<extra>{name}</extra>'))
     n = max([_n_epoch(o) for o in recs.values()], default=1)
     low = 10*np.floor(min(accs)/10) if accs else 0
     high = 1.15*max(losses) if losses else 1
     def x(**kw): return _axis(_by[by][0], range=[0, n if by=='epoch' else 1.02*max(ends)], **kw)
-    return dict(data=data, layout=_layout(x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]), xaxis2=x(domain=[.58, 1], anchor='y2'),
-                                          yaxis2=_axis('validation loss', anchor='x2', range=[0, high])))
+    return dict(data=data, layout=_layout(
+        x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]),
+        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('validation loss', anchor='x2', range=[0, high])))
+
+# %% ../nbs/12_plots.ipynb #6941f188
+def _signed(o): return f'{o:+.0f}%'.replace('-', '−')
+
+def headlines(
+    recs:dict, # {name: record} of a run and, maybe, of the one beside it; finished or growing
+    by:str='epoch' # What accuracy is drawn by: 'epoch', 'seconds' or 'samples'
+)->dict: # {chart: [[text, kind], …]}; kind 'a' or 'b': of that run; 'a n', 'b n': its name; 's': between them; '': what is said of it
+    "What the four charts say, in a few words each: 'samples', 'time', 'agreement', 'accuracy', as far as there is something to say."
+    runs = [(nm, r, 'ab'[i]) for i,(nm,r) in enumerate(recs.items()) if r.rows['batches']]
+    if not runs: return {}
+    selecting = [o for o in runs if o[1].method!='plain'] or runs[:1]
+    short = len(''.join(recs))<13 # longer names would leave no room for what is said
+    def values(f, which): # one value a run, with its name if there are two
+        def one(nm, r, c): return ([[f'{nm if short else c.upper()} ', c+' n']] if len(which)>1 else []) + [[f(r), c]]
+        return [p for i,o in enumerate(which) for p in ([[' · ', 's']] if i else [])+one(*o)]
+    res = dict(samples=_say_samples(values, selecting), time=_say_time(runs, selecting, short),
+               agreement=_say_agreement(values, selecting), accuracy=_say_accuracy(values, runs, by))
+    return {k: v for k,v in res.items() if v}
+
+def _say_samples(values, runs):
+    def share(r): return f"{100*(s := epoch_sums(r))['n_kept'][-1]/s['n_seen'][-1]:.0f}%"
+    rec,s = runs[0][1],epoch_sums(runs[0][1])
+    of,epoch = rec.rows['batches'][-1]['n_seen'],f"epoch {s['epoch'][-1]+1}"
+    odd = sum(not b['finite'] for _,r,_ in runs for b in r.rows['batches'])
+    note = f'; {odd} batches with losses that are not finite were kept whole' if odd else ''
+    kept = values(lambda r: str(r.rows['batches'][-1]['n_kept']), runs)
+    if len(runs)>1: return [*kept, [f' of {of}', 's'], [f"{epoch}: {' · '.join(share(r) for _,r,_ in runs)}{note}", '']]
+    all_of = f"{s['n_kept'][-1]:,} of {s['n_seen'][-1]:,}, {share(rec)}"
+    return [[f'{kept[0][0]} of {of}', kept[0][1]], [f'in the last batch; {epoch}: {all_of}{note}', '']]
+
+def _say_time(runs, selecting, short):
+    nm,rec,c = selecting[0]
+    if rec.method=='plain': return None
+    beside = next(((n,r) for n,r,_ in runs if r is not rec), ('plain',None))
+    s,t,tb = epoch_sums(rec),epoch_times(rec),times_beside(rec, beside[1])
+    n = s['n_batch']
+    j = -2 if len(n)>1 and n[-1]<n[-2]/2 else -1 # of an epoch that has hardly begun little can be said, least with a queue
+    if not (math.isfinite(tb[j]) and tb[j]): return None
+    more = 100*(t[j]/tb[j]-1)
+    says,res = f"beside {beside[0]} in epoch {s['epoch'][j]+1}",[[_signed(more), c]]
+    if len(selecting)==1:
+        over = 100*(s['t_score_s'][j]+s['t_select_s'][j])/tb[j]
+        return res+[[f"{says}: {'it paid' if more<0 else 'it did not pay'}; overhead {over:.0f}%", '']]
+    plain = plain_step(*(r for _,r,_ in selecting))*n[j]
+    if short and math.isfinite(plain): says += f'; beside plain {_signed(100*(t[j]/plain-1))} · {_signed(100*(tb[j]/plain-1))}'
+    return [[f'{nm} ', c+' n'], *res, [says, '']]
+
+def _say_agreement(values, runs):
+    runs = [o for o in runs if o[1].rows['probes']]
+    if not runs: return None
+    def percent(col): return lambda r: f"{100*r.rows['probes'][-1][col]:.0f}%"
+    rand = ' · '.join(percent('random_sign_agreement')(r) for _,r,_ in runs)
+    says = f'random pick {rand}' if len(runs)>1 else f'of signs agree; a random pick: {rand}'
+    return [*values(percent('sign_agreement'), runs), [says, '']]
+
+def _say_accuracy(values, runs, by):
+    n = min(len(r.rows['epochs']) for _,r,_ in runs) # the last epoch that all have done
+    if not n or 'accuracy' not in runs[0][1].rows['epochs'][n-1]: return None
+    cost = dict(seconds=lambda r: f'{seconds_so_far(r)[n-1]:.1f} s', samples=lambda r: f'{samples_so_far(r)[n-1]:,}').get(by)
+    return [*values(lambda r: f"{100*r.rows['epochs'][n-1]['accuracy']:.1f}%", runs),
+            [f'after epoch {n}' if cost is None else f"epoch {n}: {' · '.join(cost(r) for _,r,_ in runs)}", '']]

@@ -28,37 +28,40 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import (samples_spec, time_spec, agreement_spec, accuracy_spec, epoch_sums, epoch_times, times_beside, plain_step,
-                               names, seconds_so_far, samples_so_far)
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, names, epoch_sums, epoch_times, plain_step
 from .record import colors
 
 # %% ../nbs/13_widgets.ipynb #789e0e8a
 Knob = namedtuple('Knob', 'name lo hi step default help')
 Knob.__doc__ = "A slider: a method's setting, its range, its default (None: the method's own, published value), and what it does."
 Method = namedtuple('Method', 'label module cls help knobs score', defaults=['loss'])
-Method.__doc__ = "A method: what it is called, which class of which module it is, what it does, its sliders, and what it scores samples by."
+Method.__doc__ = "A method: what it is called, which class of which module it is, what it does, its sliders, and what it scores by."
+def _keep(what): return Knob('sample_perc', .01, 1., .01, .5, f'share of the samples to {what}')
 
 methods = {
     'BLF': Method('BatchLossFilter', 'blf', 'BatchLossFilter',
         'Keeps the hardest samples until they hold loss_perc of the batch’s loss, and at least sample_perc of the samples.',
-        [Knob('loss_perc', 0., 1., .01, .9, 'share of the loss to keep'), Knob('sample_perc', 0., 1., .01, 0., 'least share of the samples')]),
+        [Knob('loss_perc', 0., 1., .01, .9, 'share of the loss to keep'),
+         Knob('sample_perc', 0., 1., .01, 0., 'least share of the samples')]),
     'HNM': Method('Hard-negative mining', 'hnm', 'HardNegativeMining',
-        'Keeps the samples with the highest losses, as many of every batch.', [Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep')]),
+        'Keeps the samples with the highest losses, as many of every batch.', [_keep('keep')]),
     'SB': Method('Selective-Backprop', 'sb', 'SelectiveBackprop',
         'Keeps a sample by chance, the likelier the higher its loss ranks among the last ones. The kept ones queue to whole batches.',
-        [Knob('beta', 0., 4., .05, 1., 'probability: percentile^beta'), Knob('stale', 0, 3, 1, 0, 'epochs a score is used again')]),
+        [Knob('beta', 0., 4., .05, 1., 'probability: percentile^beta'),
+         Knob('stale', 0, 3, 1, 0, 'epochs a score is used again')]),
     'SB-rank': Method('SB, drawn by rank', 'sb', 'RankSelectiveBackprop',
         'Draws from every second batch, the harder samples more often, but only from half of the training to 90% of it.',
-        [Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to draw')]),
+        [_keep('draw')]),
     'importance': Method('Importance sampling', 'importance', 'ImportanceSampling',
         'Draws by a bound of each sample’s gradient norm and weights what it drew, once τ says that it pays.',
-        [Knob('sample_perc', .01, 1., .01, 1/3, 'share of the samples to draw'), Knob('tau_th', 0., 4., .05, None, 'draw once τ is above this')],
+        [_keep('draw')._replace(default=1/3), Knob('tau_th', 0., 4., .05, None, 'draw once τ is above this')],
         'bound of the gradient norm'),
     'core-set': Method('Core-set batches', 'beyond', 'CoreSet',
-        'Keeps samples that are far from one another in the last layer’s features.', [Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep')]),
+        'Keeps samples that are far from one another in the last layer’s features.', [_keep('keep')]),
     'InfoBatch': Method('InfoBatch', 'beyond', 'InfoBatch',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
-        [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'), Knob('delta', 0., 1., .005, .875, 'share of training that prunes')], 'last training loss'),
+        [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'),
+         Knob('delta', 0., 1., .005, .875, 'share of training that prunes')], 'last training loss'),
     'plain': Method('plain training', 'filtering', 'SelectiveTraining', '', [])}
 
 _sides = dict(method='', other='other_') # the setting that names the method, and what its settings' names begin with
@@ -91,7 +94,8 @@ dashboard_defaults = dict(
     **{pre+k: None for pre in _sides.values() for k in _knob_names}) # where the sliders begin; None: at the method's default
 
 _live = {'pace', *(pre+k for pre in _sides.values() for k in _knob_names)} # may change while training
-_ranges = dict(label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1), lr=(float,1e-8,100), pace=(float,0,1000))
+_ranges = dict(label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1), lr=(float,1e-8,100),
+               pace=(float,0,1000))
 
 def _in_range(k, v, typ, lo, hi):
     if not isinstance(v, Integral if typ is int else Real) or isinstance(v, bool) or not lo<=v<=hi:
@@ -108,7 +112,7 @@ def check_settings(
         if k not in dashboard_defaults:
             raise ValueError(f"{k}={settings[k]!r} is not a setting: choose from {', '.join(dashboard_defaults)}")
     s = dashboard_defaults | settings
-    for k,known in (('name',dashboard_data), ('network',dashboard_networks), ('method',methods), ('other',[*methods,'none'])):
+    for k,known in dict(name=dashboard_data, network=dashboard_networks, method=methods, other=[*methods, 'none']).items():
         if s[k] not in list(known): raise ValueError(f"{k}={s[k]!r} is not known: choose one of {', '.join(map(repr, known))}")
     for k,r in _ranges.items(): s[k] = _in_range(k, s[k], *r)
     for side,pre in _sides.items():
@@ -119,7 +123,8 @@ def check_settings(
                 s[k] = o.default if s[k] is None else _in_range(k, s[k], int if isinstance(o.default, int) else float, o.lo, o.hi)
             elif s[k] is not None: raise ValueError(f"{k}={s[k]!r} is no setting of {s[side]}: it has {', '.join(own) or 'none'}")
         a,b = pre+'loss_perc',pre+'sample_perc'
-        if s[a]==0 and s[b]==0: raise ValueError(f"{a}=0 and {b}=0 would keep nothing: give at least one of them a number above 0, up to 1")
+        if s[a]==0 and s[b]==0:
+            raise ValueError(f"{a}=0 and {b}=0 would keep nothing: give at least one of them a number above 0, up to 1")
     s['path'] = str(s['path']) if s['path'] else None
     if s['path'] and not Path(s['path']).is_dir():
         raise FileNotFoundError(f"path={s['path']!r} is not a folder: give one that holds the data set, or none")
@@ -231,8 +236,8 @@ _one_trains = threading.Lock() # of all lanes of all dashboards: the random stat
 class Lane:
     """One training in a thread of its own: a plain `learn.fit_one_cycle` from the seed, with a random state of its own.
 
-    `n_batch` batches of it are done; `last` is the last one that was scored, None so far; `error` is what ended it, `done` whether it
-    came to its end."""
+    `n_batch` batches of it are done; `last` is the last one that was selected from, None so far; `error` is what ended it,
+    `done` whether it came to its end."""
     def __init__(self,
         i:int, # Its place in the turns
         side:str, # 'method' or 'other': which of the two it is
@@ -253,7 +258,8 @@ class Lane:
             self.n_iter = len(dls.train)
             m = methods[self.method]
             cbs = [getattr(_lib(m.module), m.cls)(**self.knobs(settings))]
-            if self.selects: cbs.append(gradients.GradientProbe(n=256 if hasattr(dls.train_ds, 'image') else 64, every=max(1, self.n_iter//2)))
+            n = 256 if hasattr(dls.train_ds, 'image') else 64
+            if self.selects: cbs.append(gradients.GradientProbe(n=n, every=max(1, self.n_iter//2)))
             hook = Callback(before_batch=lambda o: self._before_batch(), after_batch=lambda o: self._after_batch())
             hook.order = -100
             self.learn = Learner(dls, data.get_model(settings['network'], dls), metrics=accuracy, cbs=[*cbs, hook])
@@ -269,15 +275,16 @@ class Lane:
 
     def says(self):
         "Whether the method selects at the moment, in words."
-        cb,n_epoch,epoch = self.learn.selection,self.settings['epochs'],min(self.n_batch//self.n_iter, self.settings['epochs']-1)
+        if not self.selects: return 'trains on all samples'
+        cb,total = self.learn.selection,self.n_iter*self.settings['epochs']
         if hasattr(cb.switch, 'threshold'): # before the first batch it has no memory yet
             t,th = cb.memory.get('switch', 0.),cb.switch.threshold(self.settings['bs'], cb)
             return 'draws from every batch' if th==0 else f'τ is {t:.2f}: draws' if t>th else f'τ is {t:.2f}: waits'
-        first,end = max(cb.warmup, math.ceil(cb.start*n_epoch)),min(cb.end, getattr(cb, 'delta', 1.))
-        if not self.selects: return 'trains on all samples'
-        if not first and end==1: return 'selects from every batch'
-        if epoch>=end*n_epoch or first>=end*n_epoch: return 'selects no more'
-        return 'selects now' if epoch>=first else f'selects from epoch {first+1} on'
+        first,end = max(cb.warmup*self.n_iter, cb.start*total),min(cb.end, getattr(cb, 'delta', 1.))*total
+        if first>=end: return 'selects in no epoch'
+        if first==0 and end==total: return 'selects from every batch'
+        if self.n_batch<first: return f'selects from epoch {int(first/self.n_iter)+1} on'
+        return 'selects now' if self.n_batch<end or end==total else 'selects no more'
 
     def knobs(self, settings): # the dashboard's
         "Its method's settings, by the names that the method has for them."
@@ -299,7 +306,7 @@ class Lane:
         if not self.learn.training: # validation goes on in one piece, but a stop ends it, too
             if self.turns.stopped: raise self.turns.stop_exc()
             return
-        if self.at==(self.learn.epoch,self.learn.iter): return # what a queue still holds at an epoch's end is no batch of its own
+        if self.at==(self.learn.epoch,self.learn.iter): return # what a queue holds at an epoch's end is no batch of its own
         with self.learn.selection.timer.excluded():
             self._end()
             self.turns.wait(self.i)
@@ -498,7 +505,7 @@ class LiveDashboard(anywidget.AnyWidget):
         labels = {k: m.label for k,m in methods.items()}
         super().__init__(fill=fill, height=height, choices=dict(
             name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
-            methods={k: dict(color=colors[k], score=m.score, help=m.help, knobs=[o._asdict() for o in m.knobs]) for k,m in methods.items()}))
+            methods={k: m._asdict() | dict(color=colors[k], knobs=[o._asdict() for o in m.knobs]) for k,m in methods.items()}))
         self.session = Session(self.settings, self._data, self._changed)
         self.on_msg(self._on_msg)
         threading.Thread(target=self._tick, daemon=True, name='blf_explore page').start()
@@ -536,8 +543,10 @@ class LiveDashboard(anywidget.AnyWidget):
         with self._lock:
             run,ahead,later = self.settings,self.settings | self._pending,dict(settings)
             now = {k: v for k,v in settings.items() if k=='pace'}
-            for side,pre in _sides.items(): # a slider that the page shows is the running method's, also while another one waits for Reset
-                if settings.get(side)==run[side]: ahead |= {k: run[k] for k in (side, *(pre+o for o in _knob_names))} # it waits no more
+            for side,pre in _sides.items():
+                if settings.get(side)==run[side]: # another method, that waited for Reset, waits no more
+                    ahead |= {k: run[k] for k in (side, *(pre+o for o in _knob_names))}
+                # a slider that the page shows is that of the method that trains, also while another one waits
                 for k in set(knobs(run, side)) & set(settings):
                     if settings.get(side, run[side])!=run[side]: continue
                     now[k] = settings[k]
@@ -611,7 +620,8 @@ class LiveDashboard(anywidget.AnyWidget):
             if kind=='hello':
                 self._sent,self._awaiting = {},0.
                 asked = from_query(msg.get('query') or '')
-                asked = {k: v for k,v in asked.items() if k not in _live-{'pace'} or any(k in knobs(self.settings | asked, o) for o in _sides)}
+                own = {k for o in _sides for k in knobs(self.settings | asked, o)}
+                asked = {k: v for k,v in asked.items() if k in own or k=='pace' or k not in _live} # no other method's
                 if asked and not self.n_batch and self.settings | asked != self.settings: self.reset(**asked)
             elif kind=='ok': self._message = ''
             elif kind=='bye':
@@ -684,14 +694,12 @@ class LiveDashboard(anywidget.AnyWidget):
         self._speed = (self._speed[-40:] if status=='running' else []) + [(now,n)]
         (t0,n0),(t1,n1) = self._speed[0],self._speed[-1]
         left = (t1-t0)/(n1-n0)*(n_iter*n_epoch-n) if n1>n0 else math.nan
-        nms = ['A','B'][:1+(self.settings['other']!='none')]
-        says = {o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes} if lane else {}
-        return dict(status=status, what=s.what, says=says, error=self._error(), settings=self.settings | self._pending, now=self.settings, by=self._by,
-                    auto=self._auto(),
-                    pending=list(self._pending), queued=s.want is not None and not s.ready,
+        return dict(status=status, what=s.what, error=self._error(), settings=self.settings | self._pending, now=self.settings,
+                    auto=self._auto(), by=self._by, pending=list(self._pending), queued=s.want is not None and not s.ready,
                     epoch=(max(n, 1)-1)//n_iter+1 if lane else 0, n_epoch=n_epoch, batch=(n-1)%n_iter+1 if n else 0, n_iter=n_iter,
-                    n_batch=n, left=_clock(left), values=self._values(s.lanes) if n else {}, so_far=self._so_far(s.records[:len(nms)], nms),
-                    device=lane.record.info['device'] if n else '')
+                    n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
+                    values=headlines(self.records, self._by) if n else {},
+                    says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
 
     def _auto(self):
         "Where the thumb of a slider stands whose value is the method's own: `tau_th` at (n+3k)/(3k), k of n samples being drawn."
@@ -708,70 +716,15 @@ class LiveDashboard(anywidget.AnyWidget):
         if not e: return self._message
         return str(e) if isinstance(e, (ValueError,FileNotFoundError,ConnectionError)) and str(e) else f'{type(e).__name__}: {e}'
 
-    def _values(self, lanes):
-        "The numbers above each chart, in their run's colour 'a' or 'b', or in none 's', and what they say '': {chart: [[text, colour], …]}."
-        recs = [o.record for o in lanes]
-        if not recs or not recs[0].rows['batches']: return {}
-        nms,letters = names(*recs),'ab' # the classes that the page colours
-        sums = [epoch_sums(r) for r in recs]
-        both = [(i, nm, r, s, r.rows['batches'][-1]) for i,(nm,r,s) in enumerate(zip(nms, recs, sums)) if r.rows['batches']]
-        select = [o for o in both if o[2].method!='plain'] or both[:1]
-        def beside(vals): # one value a run, in the run's colour, with its name if there are two
-            name = lambda i: [[f"{nms[i] if len(''.join(nms))<13 else 'AB'[i]} ",letters[i]+' n']] if len(vals)>1 else []
-            return [o for j,(i,v) in enumerate(vals) for o in ([[' · ','s']] if j else [])+name(i)+[[v,letters[i]]]]
-        e,res = sums[0]['epoch'][-1]+1,{}
-
-        odd = sum(not r['finite'] for r in recs[0].rows['batches'])
-        note = f'; {odd} batches with losses that are not finite were kept whole' if odd else ''
-        shares = [(i, f"{100*s['n_kept'][-1]/s['n_seen'][-1]:.0f}%") for i,_,_,s,_ in select]
-        if len(select)==1:
-            (i,nm,_,s,last), = select
-            res['samples'] = [[f"{last['n_kept']} of {last['n_seen']}",letters[i]],
-                              [f"in the last batch; epoch {e}: {s['n_kept'][-1]:,} of {s['n_seen'][-1]:,}, {shares[0][1]}{note}",'']]
-        else:
-            res['samples'] = [*beside([(i, str(last['n_kept'])) for i,_,_,_,last in select]), [f" of {select[0][4]['n_seen']}",'s'],
-                              [f"epoch {e}: {' · '.join(v for _,v in shares)}{note}",'']]
-
-        one = both[-1] if len(both)>1 and recs[0].method=='plain' else both[0] # the one that is compared, and with what
-        rec,rest,n = one[2],[o for o in both if o is not one],one[3]['n_batch']
-        j = -2 if len(n)>1 and n[-1]<n[-2]/2 else -1 # of an epoch that has hardly begun little can be said, least with a queue
-        t,tp = epoch_times(rec),times_beside(rec, rest[0][2] if rest else None)
-        if rec.method!='plain' and math.isfinite(tp[j]) and tp[j]:
-            more,e = 100*(t[j]/tp[j]-1),one[3]['epoch'][j]+1
-            if not rest or rest[0][2].method=='plain':
-                over = 100*(one[3]['t_score_s'][j]+one[3]['t_select_s'][j])/tp[j]
-                says = f"beside plain in epoch {e}: {'it paid' if more<0 else 'it did not pay'}; overhead {over:.0f}%"
-            else:
-                plain = [100*(a/(plain_step(*recs)*n[j])-1) for a in (t[j], tp[j])]
-                says = f"beside {rest[0][1]} in epoch {e}"
-                if all(map(math.isfinite, plain)) and len(''.join(nms))<12: says += f"; beside plain {' · '.join(map(_signed, plain))}"
-            res['time'] = [*([[one[1]+' ',letters[one[0]]+' n']] if len(select)>1 else []),[_signed(more),letters[one[0]]],[says,'']]
-
-        probes = [(i, r.rows['probes'][-1]) for i,_,r,_,_ in select if r.rows['probes']]
-        if probes:
-            rand = [f"{100*o['random_sign_agreement']:.0f}%" for _,o in probes]
-            res['agreement'] = [*beside([(i, f"{100*o['sign_agreement']:.0f}%") for i,o in probes]),
-                                [f"of signs agree; a random pick: {rand[0]}" if len(rand)==1 else f"random pick {' · '.join(rand)}",'']]
-
-        ends = [list(r.rows['epochs']) for r in recs]
-        n = min(map(len, ends))
-        if n and 'accuracy' in ends[0][n-1]:
-            acc = beside([(i, f"{100*o[n-1]['accuracy']:.1f}%") for i,o in enumerate(ends)])
-            cost = dict(seconds=lambda r: f'{seconds_so_far(r)[n-1]:.1f} s', samples=lambda r: f'{samples_so_far(r)[n-1]:,}').get(self._by)
-            res['accuracy'] = [*acc, [f"epoch {n}: {' · '.join(map(cost, recs))}" if cost else f'after epoch {n}','']]
-
-        return res
-
-    def _so_far(self, recs, nms):
+    def _so_far(self):
         "A table's rows, of the whole run."
+        recs = self.session.records[:1 if self.settings['other']=='none' else 2]
         def row(label, f): return [label, *('–' if r is None or not r.rows['batches'] else f(r) for r in recs)]
-        res = [['', *nms], row('samples used', lambda r: f"{100*sum((s := epoch_sums(r))['n_kept'])/sum(s['n_seen']):.0f}%"),
+        res = [['', *'AB'[:len(recs)]], row('samples used', lambda r: f"{100*sum((s := epoch_sums(r))['n_kept'])/sum(s['n_seen']):.0f}%"),
                row('time', lambda r: f'{sum(epoch_times(r)):.1f} s')]
         if any(r is None or r.method=='plain' for r in recs): return res
-        t = plain_step(*recs)*len(recs[0].rows['batches']) if recs[0] else math.nan
+        t = plain_step(*recs)*len(recs[0].rows['batches'])
         return res+[['plain, sampled', f'{t:.1f} s' if math.isfinite(t) else '–']]
-
-def _signed(o): return f'{o:+.0f}%'.replace('-', '−')
 
 def plotly_js()->bytes:
     "plotly.js as the plotly package ships it."
@@ -787,4 +740,5 @@ def from_query(
             try: return f(v)
             except ValueError: pass
         return v # `check_settings` says what is wrong with it
-    return {k: v if isinstance(dashboard_defaults[k], str) or k=='path' else number(v) for k,v in parse_qsl(query.lstrip('?')) if k in dashboard_defaults}
+    def is_text(k): return k=='path' or isinstance(dashboard_defaults[k], str)
+    return {k: v if is_text(k) else number(v) for k,v in parse_qsl(query.lstrip('?')) if k in dashboard_defaults}
