@@ -23,15 +23,10 @@ from contextlib import nullcontext
 from fastai.basics import *
 from torch.utils._pytree import tree_map
 from .losses import per_sample_loss
-from .filtering import SelectiveTraining, Selection, check_share, eval_mode, not_compiled, rng_untouched
+from .filtering import SelectiveTraining, Selection, check_share, check_whole, eval_mode, not_compiled, rng_untouched
 from .hnm import HardNegativeMining
 
 # %% ../nbs/10_beyond.ipynb #8fd6469f
-def _whole_from(name, val, least, most):
-    if isinstance(val, bool) or not isinstance(val, (int,np.integer)) or not least<=val<=most:
-        raise ValueError(f"{name}={val!r} is not accepted: give a whole number from {least} to {most}")
-    return int(val)
-
 def k_center(
     features, # One row of finite numbers per sample, shape (n, d), n>=1; further dimensions are flattened
     k:int, # How many to choose, from 1 to n
@@ -46,10 +41,10 @@ def k_center(
     if f.ndim<2 or not len(f) or not f.isfinite().all():
         raise ValueError(f"features of type {type(features).__name__} and shape {tuple(getattr(features, 'shape', ()))} are not accepted: "
                          "give finite numbers, one row per sample")
-    n,k = len(f),_whole_from('k', k, 1, len(f))
+    n,k = len(f),check_whole('k', k, 1, len(f))
     # double: squares of float32 numbers neither overflow nor cancel; NumPy: faster than torch on so few numbers
     f = f.flatten(1).double().numpy()
-    i = int(((f-f.mean(0))**2).sum(1).argmax()) if first is None else _whole_from('first', first, 0, n-1)
+    i = int(((f-f.mean(0))**2).sum(1).argmax()) if first is None else check_whole('first', first, 0, n-1)
     sq,near,idxs = (f*f).sum(1),np.full(n, np.inf),[]
     for _ in range(k):
         idxs.append(i)
