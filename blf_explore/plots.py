@@ -238,7 +238,9 @@ def time_spec(
                 bar('selecting', e, shift, t['t_select_s'], [a+b for a,b in zip(train, score)],
                     _fill(colors['selecting'], o.dashed), **kw)]
     data = [b for i,o in enumerate(_runs(rec, other)) for b in stack(o, .28+.44*i, **(dict(showlegend=False) if race and i else {}))]
-    plain = [plain_step(rec, other)*n for n in s['n_batch']] # sampled in both runs, so that both are measured alike
+    if 'plain' not in methods: # sampled in both runs, so that both are measured alike
+        t_plain = plain_step(rec, other)
+        plain = [t_plain*n for n in s['n_batch']]
     if methods==[rec.method] and rec.method!='plain':
         data.append(bar('plain', s['epoch'], .72, plain, [0.]*len(plain), dict(color=colors['plain'], opacity=.75)))
     if race: data.append(dict(type='scatter', mode='lines', name='plain', line=dict(color=colors['plain'], width=2.5, dash='dot'),
