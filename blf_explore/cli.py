@@ -53,7 +53,7 @@ _help = dict(
 
 def setting_options()->dict: # {setting of `LiveDashboard`: what `--help` says of it}
     "The settings of a page: those above, and every method's own, for the method and, behind 'other_', for the one beside it."
-    from blf_explore.widgets import methods
+    from blf_explore.widgets import dashboard_methods as methods
     res = _help | dict(method=f"{_help['method']}: {', '.join(methods)}")
     own = {}
     for m in methods:

@@ -260,7 +260,7 @@ def test_settings_apply_on_reset(page):
     assert page.errors==[]
 
 def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
-    from blf_explore.widgets import methods
+    from blf_explore.widgets import dashboard_methods as methods
     for m in methods:
         choose(page, 'A', m)
         assert sliders(page)==[k.name for k in methods[m].knobs]
@@ -320,7 +320,7 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
     from fastai.vision.all import Learner, accuracy, set_seed
     from blf_explore.data import get_dls, get_model
-    from blf_explore.widgets import LiveDashboard, methods
+    from blf_explore.widgets import LiveDashboard, dashboard_methods as methods
     few = dict(sample_perc=.25)
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few,
                 'SB-rank': few, 'HNM': few}
