@@ -210,7 +210,7 @@ def sample_idxs(
     idxs = order[i*bs:(i+1)*bs] if isinstance(order, list) and bs else []
     if len(idxs)!=n or not isinstance(idxs[0], Integral):
         raise ValueError(f"dls.train={type(dl).__name__} does not tell which samples a batch holds: "
-                         "give a fastai DataLoader of a data set with a length, whose items are none of them skipped")
+                         "give a fastai DataLoader of a data set with a length, from which it skips no item")
     return idxs
 
 # %% ../nbs/04_filtering.ipynb #8d73a8e5

@@ -52,7 +52,9 @@ def main():
     except subprocess.CalledProcessError as e: sys.exit(f'{" ".join(map(str, e.cmd))} failed')
     ensure_chromium(py)
     say('testing')
-    env = os.environ | {'PATH': f'{py.parent}{os.pathsep}{os.environ["PATH"]}', 'VIRTUAL_ENV': str(py.parent.parent)}
-    sys.exit(subprocess.run([py, '-m', 'pytest', '-q', *sys.argv[1:]], cwd=root, env=env).returncode)
+    # two processes, a file of tests each at a time; threads of both on the same cores would wait for each other
+    env = {'OMP_NUM_THREADS': '1'} | os.environ | {'PATH': f'{py.parent}{os.pathsep}{os.environ["PATH"]}', 'VIRTUAL_ENV': str(py.parent.parent)}
+    cmd = [py, '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', *sys.argv[1:]]
+    sys.exit(subprocess.run(cmd, cwd=root, env=env).returncode)
 
 if __name__=='__main__': main()
