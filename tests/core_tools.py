@@ -30,6 +30,11 @@ def loaders(train, valid=None, bs=16, shuffle=True, **kwargs):
 def bn_net(d=6, c=3): # BatchNorm and dropout: both would show a scoring pass that is not careful
     return nn.Sequential(nn.Linear(d, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(.3), nn.Linear(12, c))
 
+def case(settings):
+    "A test case's name. Two processes that share the tests must find the same names, so no object's address is in it."
+    def named(v): return getattr(v, '__name__', type(v).__name__) if callable(v) else str(v)
+    return '-'.join(f'{k}={named(v)}' for k,v in settings.items()) or 'as it is'
+
 def accuracy_(p, y): return (p.argmax(1)==y).float().mean()
 
 def make_learner(seed=1, cbs=None, model=None, dls=None, loss_func=None, metrics=accuracy_, opt_func=Adam, path='.', bar=False, **kwargs):

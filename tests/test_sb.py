@@ -240,8 +240,8 @@ cases = [dict(), dict(stale=1), dict(stale=2), dict(queue=False), dict(queue=Fal
          dict(warmup=0, stale=1), dict(warmup=0, stale=2, queue=False), dict(warmup=2, stale=1), dict(beta=3.), dict(beta=.4, history=30),
          dict(beta=2., history=7, stale=1), dict(beta=8., stale=2), dict(beta=0.), dict(beta=0., stale=1)]
 
-@pytest.mark.parametrize('kw', cases, ids=str)
-@pytest.mark.parametrize('data', [dict(), dict(drop_last=True), dict(shuffle=False, n=64), dict(n=65, model=bare_net)], ids=str)
+@pytest.mark.parametrize('kw', cases, ids=case)
+@pytest.mark.parametrize('data', [dict(), dict(drop_last=True), dict(shuffle=False, n=64), dict(n=65, model=bare_net)], ids=case)
 def test_against_a_loop_without_callback(kw, data):
     "Exactly equal parameters, buffers and steps, after several epochs, whatever the last batch is like."
     learn = sb_learner(cbs=[SelectiveBackprop(**kw, plain_every=0), Steps()], **data)
@@ -305,7 +305,7 @@ class Told(Callback):
     @property
     def seen(self): return list(self.all.values())
 
-@pytest.mark.parametrize('kw', [dict(), dict(drop_last=True), dict(shuffle=False)], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(drop_last=True), dict(shuffle=False)], ids=case)
 def test_samples_are_recognised_with_several_workers(kw):
     "Items are fetched in two other processes: the same samples under the same numbers, and the same training."
     learns = [fit(sb_learner(cbs=[SelectiveBackprop(1.5, stale=1), Told()], num_workers=n, **kw), 3) for n in (0, 2)]
@@ -321,7 +321,7 @@ def test_beta_zero_is_plain():
         for (k,x),y in zip(a.model.state_dict().items(), b.model.state_dict().values()): assert torch.equal(x, y), k
         assert a.recorder.lrs==b.recorder.lrs
 
-@pytest.mark.parametrize('kw', [dict(), dict(stale=1), dict(queue=False)], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(stale=1), dict(queue=False)], ids=case)
 def test_learning_rate_follows_the_batches_seen(kw):
     "Each step has the learning rate that a plain run has at that batch, steps or no steps between."
     plain,learn = fit(sb_learner(cbs=Steps())),fit(sb_learner(cbs=[SelectiveBackprop(2., **kw), Steps()]))
@@ -351,7 +351,7 @@ def test_losses_that_are_not_finite_do_not_enter_the_history():
     assert b.finite.astype(bool).tolist()==[True]*9+[False] and b.n_kept.iloc[-1]==6 # whole
     assert len(learn.selection.memory['history'])==2*64 and learn.selection.memory['history'].isfinite().all()
 
-@pytest.mark.parametrize('kw', [dict(), dict(stale=1), dict(beta=SchedCos(.5, 3.))], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(stale=1), dict(beta=SchedCos(.5, 3.))], ids=case)
 def test_resumed_training_is_the_uninterrupted_one(kw):
     "History, last losses, generator and all: two epochs, a new learner, and two more."
     whole = fit(sb_learner(cbs=SelectiveBackprop(**kw)))
@@ -400,7 +400,7 @@ def composer_is_on(done, i, start, end, interrupt):
     "When mosaicml/composer selects: within the interval, and not at every interrupt-th batch of an epoch."
     return start<=done<end and (interrupt==0 or (i+1)%interrupt!=0)
 
-@pytest.mark.parametrize('kw', [dict(), dict(sample_perc=.3, start=0., end=1., interrupt=0), dict(start=.25, end=.75, interrupt=3), dict(sample_perc=1., start=0.)], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(sample_perc=.3, start=0., end=1., interrupt=0), dict(start=.25, end=.75, interrupt=3), dict(sample_perc=1., start=0.)], ids=case)
 def test_rank_variant_against_a_loop_without_callback(kw):
     learn = fit(sb_learner(cbs=[RankSelectiveBackprop(**kw, plain_every=0), Steps()]))
     ref = sb_learner()
