@@ -504,6 +504,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'blf_explore.widgets.changed_settings': ('widgets.html#changed_settings', 'blf_explore/widgets.py'),
                                      'blf_explore.widgets.check_settings': ('widgets.html#check_settings', 'blf_explore/widgets.py'),
                                      'blf_explore.widgets.from_query': ('widgets.html#from_query', 'blf_explore/widgets.py'),
+                                     'blf_explore.widgets.half_losses': ('widgets.html#half_losses', 'blf_explore/widgets.py'),
                                      'blf_explore.widgets.knobs': ('widgets.html#knobs', 'blf_explore/widgets.py'),
                                      'blf_explore.widgets.plotly_js': ('widgets.html#plotly_js', 'blf_explore/widgets.py'),
                                      'blf_explore.widgets.png_uri': ('widgets.html#png_uri', 'blf_explore/widgets.py'),

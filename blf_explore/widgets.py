@@ -16,7 +16,7 @@ import PyTorch: that happens in the background, once there is a dashboard to loo
 
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'check_settings',
-           'changed_settings', 'LiveDashboard', 'plotly_js', 'from_query']
+           'changed_settings', 'half_losses', 'LiveDashboard', 'plotly_js', 'from_query']
 
 # %% ../nbs/13_widgets.ipynb #bfbfab3d
 import base64, importlib, io, json, math, random, threading, time
@@ -59,6 +59,9 @@ dashboard_methods = {
         'bound of the gradient norm'),
     'core-set': Method('Core-set batches', 'beyond', 'CoreSet',
         'Keeps samples that are far from one another in the last layer’s features.', [_keep('keep')]),
+    'RHO-LOSS': Method('RHO-LOSS', 'beyond', 'RHOLoss',
+        'Keeps the samples whose loss is furthest above what two small networks, each trained on the other half of the data, lose on them.',
+        [_keep('keep')._replace(default=.1)], 'loss less holdout loss'),
     'InfoBatch': Method('InfoBatch', 'beyond', 'InfoBatch',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
         [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'),
@@ -230,11 +233,36 @@ class Turns:
             self.stopped = True
             self.cond.notify_all()
 
-# %% ../nbs/13_widgets.ipynb #5f7e2276
+# %% ../nbs/13_widgets.ipynb #7a1c3e51
 def _lib(name): return importlib.import_module(f'blf_explore.{name}') # torch comes in here, behind the page's back
 
 _one_trains = threading.Lock() # of all lanes of all dashboards: the random state is the process's, and so are its cores
 
+def half_losses(
+    dls, # `DataLoaders`, N samples in `dls.train`
+    seed:int, # Of the halves, the weights and the shuffling
+    stopped=lambda: False, # Asked before each batch; True ends the training, and the losses are then good for nothing
+    epochs:int=4, # For each of the two
+    lr:float=.01 # Highest learning rate of the one-cycle schedule
+)->"Tensor": # One loss per training sample, shape (N,)
+    "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
+    from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
+    data,filtering,beyond = map(_lib, ('data','filtering','beyond'))
+    def raises(e): raise e
+    hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
+    with _one_trains, filtering.rng_untouched(dls.device):
+        set_seed(seed)
+        idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
+        half = len(idxs)//2
+        for mine,others in [(idxs[:half],idxs[half:]), (idxs[half:],idxs[:half])]:
+            dl = dls.train.new(bs=min(dls.train.bs, len(mine)))
+            dl.n,dl.get_idxs = len(mine),lambda mine=mine: random.sample(mine, len(mine))
+            learn = Learner(DataLoaders(dl, dls.valid, device=dls.device), data.get_model('convnet', dls), cbs=hook)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+            if not stopped(): res[others] = beyond.holdout_losses(learn.model, dls)[others]
+    return res
+
+# %% ../nbs/13_widgets.ipynb #5f7e2276
 class Lane:
     """One training in a thread of its own: a plain `learn.fit_one_cycle` from the seed, with a random state of its own.
 
@@ -246,20 +274,21 @@ class Lane:
         dls, # `DataLoaders`, shared by the lanes: each shuffles for itself
         settings:dict, # The dashboard's
         turns:Turns, # Shared by the lanes of a session
-        changed # Called when there is something new to show
+        changed, # Called when there is something new to show
+        holdout=None # For RHO-LOSS: the holdout losses, and the seconds that they took
     ):
         from fastai.vision.all import Learner, Callback, DataLoaders, accuracy, set_seed
         data,filtering,gradients = map(_lib, ('data','filtering','gradients'))
         self.i,self.side,self.settings,self.turns,self.changed = i,side,settings,turns,changed
         self.method = settings[side]
-        self.error,self.done,self.last,self.n_batch,self.at,self.turn = None,False,None,0,None,ExitStack()
+        self.error,self.done,self.last,self.n_batch,self.at,self.turn,self.holdout = None,False,None,0,None,ExitStack(),holdout
         with filtering.rng_untouched(dls.device):
             set_seed(settings['seed'])
             dls = DataLoaders(*[o.new() for o in dls.loaders], path=dls.path, device=dls.device)
             dls.train.rng = random.Random(settings['seed'])
             self.n_iter = len(dls.train)
             m = dashboard_methods[self.method]
-            cbs = [getattr(_lib(m.module), m.cls)(**self.knobs(settings))]
+            cbs = [getattr(_lib(m.module), m.cls)(**self.knobs(settings), **({'holdout': holdout[0]} if holdout else {}))]
             n = 256 if hasattr(dls.train_ds, 'image') else 64
             if self.selects: cbs.append(gradients.GradientProbe(n=n, every=max(1, self.n_iter//2)))
             hook = Callback(before_batch=lambda o: self._before_batch(), after_batch=lambda o: self._after_batch())
@@ -282,6 +311,7 @@ class Lane:
         if hasattr(cb.switch, 'threshold'): # before the first batch it has no memory yet
             t,th = cb.memory.get('switch', 0.),cb.switch.threshold(self.settings['bs'], cb)
             return 'draws from every batch' if th==0 else f'τ is {t:.2f}: draws' if t>th else f'τ is {t:.2f}: waits'
+        if self.holdout: return f'holdout models took {self.holdout[1]:.1f} s'
         first,end = max(cb.warmup*self.n_iter, cb.start*total),min(cb.end, getattr(cb, 'delta', 1.))*total
         if first>=end: return 'selects in no epoch'
         if first==0 and end==total: return 'selects from every batch'
@@ -379,9 +409,17 @@ class Session:
         dls = self.data['dls']
         self.turns = Turns(CancelFitException, self.changed)
         self.turns.rate = s['pace']
-        for i,side in enumerate(['method'] if s['other']=='none' else _sides):
+        sides = ['method'] if s['other']=='none' else list(_sides)
+        if 'RHO-LOSS' in [s[o] for o in sides] and 'holdout' not in self.data:
+            yield 'Training two holdout models for RHO-LOSS'
+            t0 = time.perf_counter()
+            losses = half_losses(dls, s['seed'], lambda: self.stopped)
+            if self.stopped: return
+            self.data['holdout'] = losses,time.perf_counter()-t0
+        for i,side in enumerate(sides):
             yield f'Building the network ({s[side]})'
-            with _one_trains: self.lanes.append(Lane(i, side, dls, s, self.turns, self.changed))
+            holdout = self.data['holdout'] if s[side]=='RHO-LOSS' else None
+            with _one_trains: self.lanes.append(Lane(i, side, dls, s, self.turns, self.changed, holdout))
         for o in self.lanes:
             yield 'Getting ready to train'
             self.turns.join(o.i)

@@ -315,15 +315,15 @@ def test_a_race_to_its_end_and_a_link_to_it(page, app):
     assert (float(asked['beta']),float(asked['other_loss_perc']))==(beta,loss_perc) and 'loss_perc' not in asked # SB has none
     assert page.errors==[]
 
-@pytest.mark.parametrize('pair', [('SB','importance'), ('InfoBatch','core-set'), ('SB-rank','HNM'), ('SB','SB')], ids='-'.join)
+@pytest.mark.parametrize('pair', [('SB','importance'), ('InfoBatch','core-set'), ('SB-rank','HNM'), ('SB','SB'), ('RHO-LOSS','HNM')], ids='-'.join)
 def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
     from fastai.vision.all import Learner, accuracy, set_seed
     from blf_explore.data import get_dls, get_model
-    from blf_explore.widgets import LiveDashboard, dashboard_methods as methods
+    from blf_explore.widgets import LiveDashboard, half_losses, dashboard_methods as methods
     few = dict(sample_perc=.25)
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few,
-                'SB-rank': few, 'HNM': few}
+                'SB-rank': few, 'HNM': few, 'RHO-LOSS': few}
     (a,b),mine = pair,[settings[pair[0]], settings[pair[1]] if pair[0]!=pair[1] else {}]
     dash = LiveDashboard(method=a, other=b, epochs=3, network='mlp', **mine[0], **{f'other_{k}': v for k,v in mine[1].items()})
     try:
@@ -336,13 +336,30 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
         for lane,m,kw in zip(dash.session.lanes, pair, mine):
             dls = get_dls(seed=42)
             set_seed(42)
-            cb = getattr(importlib.import_module(f'blf_explore.{methods[m].module}'), methods[m].cls)(**kw)
+            holdout = dict(holdout=half_losses(dls, 42)) if m=='RHO-LOSS' else {}
+            cb = getattr(importlib.import_module(f'blf_explore.{methods[m].module}'), methods[m].cls)(**kw, **holdout)
             learn = Learner(dls, get_model('mlp', dls), metrics=accuracy, cbs=cb)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .01)
             assert lane.record.batches.n_kept.tolist()==cb.batches.n_kept.tolist()
             assert min(cb.batches.n_kept)<64 # it did select
             for p,q in zip(lane.learn.model.state_dict().values(), learn.model.state_dict().values()): assert torch.equal(p, q)
     finally: dash.close()
+
+def test_no_holdout_model_has_seen_what_it_is_asked_about():
+    "Labels that cannot be foreseen: a network knows those that it was trained on, and no others."
+    import torch
+    from fastai.vision.all import Learner, set_seed
+    from blf_explore.data import get_dls, get_model
+    from blf_explore.beyond import holdout_losses
+    from blf_explore.widgets import half_losses
+    dls = get_dls(label_noise=1.)
+    held = half_losses(dls, 3, epochs=12)
+    assert held.shape==(len(dls.train_ds),) and torch.equal(held, half_losses(dls, 3, epochs=12))
+    assert held.mean()>math.log(9) # of nine labels each is as likely, so no forecast has a lower expected loss
+    set_seed(3)
+    learn = Learner(dls, get_model('convnet', dls))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(12, .01)
+    assert holdout_losses(learn.model, dls).mean()<math.log(9)-.5 # what it would be of a network that has seen them
 
 @pytest.mark.parametrize('bad, says', [
     (dict(beta=2), "beta=2 is no setting of BLF: it has loss_perc, sample_perc"),
