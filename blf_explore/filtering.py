@@ -42,6 +42,10 @@ class Selection(namedtuple('Selection', 'idxs weights', defaults=[None])):
     __slots__ = ()
 
 # %% ../nbs/04_filtering.ipynb #c6aa3b56
+def each_has_one(b, n):
+    "Whether `b` is a list with an entry per sample, such as boxes of objects, and not one of whole tensors."
+    return isinstance(b, (list,L)) and len(b)==n and not all(isinstance(o, Tensor) and o.ndim and len(o)==n for o in b)
+
 def take(
     b, # A batch or a part of it: tensors in tuples, lists and dicts, to any depth
     idxs:Tensor, # Positions to keep, int64
@@ -55,6 +59,7 @@ def take(
         res.update({k: take(v, idxs, n) for k,v in b.items()})
         return res
     if not isinstance(b, (tuple,list,L)): return b
+    if each_has_one(b, n): return type(b)([b[i] for i in idxs.tolist()])
     parts = [take(o, idxs, n) for o in b]
     return type(b)(*parts) if hasattr(b, '_fields') else type(b)(parts)
 
@@ -183,6 +188,14 @@ def not_compiled(
     "A context in which compiled models run as they were written, hooks that were added later included."
     return torch.compiler.set_stance('force_eager') if compiled and hasattr(torch.compiler, 'set_stance') else nullcontext()
 
+# %% ../nbs/04_filtering.ipynb #c1a55e53
+def divides_by_class_weights(loss_func):
+    "Whether it is a cross-entropy with class weights: its mean over some samples is not their mean loss."
+    f = getattr(loss_func, 'func', loss_func) # fastai's losses, and partials, hold one
+    kw = getattr(loss_func, 'keywords', {})
+    if isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss)): return f.weight is not None and f.reduction=='mean'
+    return f in (F.cross_entropy, F.nll_loss) and kw.get('weight') is not None
+
 # %% ../nbs/04_filtering.ipynb #fbc56d35
 def join(
     parts, # Batches, or parts of batches, of one structure, as `take` takes them
@@ -196,6 +209,7 @@ def join(
         res.update({k: join([o[k] for o in parts], ns) for k in b})
         return res
     if not isinstance(b, (tuple,list,L)): return b
+    if all(each_has_one(o, n) for o,n in zip(parts, ns)): return type(b)([o for part in parts for o in part])
     res = [join(o, ns) for o in zip(*parts)]
     return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
 
@@ -233,6 +247,7 @@ class _Fit:
         self.lock,self.pct,self.step_s,self.world = threading.Lock(),0.,0.,1
         self.pending,self.seen,self.measured,self.n_batch,self.measure,self.warned = [],{},{},0,True,False
         self.watch,self.half,self.compiled,self.switch_scores,self.share,self.own_loss = False,False,False,None,1.,None
+        self.diverged = False # was the last step's loss not finite?
 
 # %% ../nbs/04_filtering.ipynb #c37d37aa
 class SelectiveTraining(Callback):
@@ -244,6 +259,7 @@ class SelectiveTraining(Callback):
     order,run_valid,name = 55,False,'selection' # after MixedPrecision and Recorder, before ProgressCallback
     method,settings,_stateattrs = 'plain',(),('record','memory','gen','ids','_fit','_resume')
     by_id = False # does the method have to know which samples a batch holds? Then they are in `ids`
+    weighs = False # does the method weight what it selects?
     watch_rows = False # no scoring forward: a sample's score is its loss when it was last trained on (needs `by_id`, too)
 
     def __init__(self,
@@ -299,7 +315,10 @@ class SelectiveTraining(Callback):
             if callable(getattr(self, o)): raise ValueError(f"{o} is a schedule: give a number from 0 to 1, the share of training where it lies")
             check_share(o, getattr(self, o))
         if self.start>=self.end: raise ValueError(f"start={self.start!r} is not before end={self.end!r}: give shares of the training with start below end")
-        for o in ('queue','after_mix'):
+        if not callable(self.score): raise ValueError(f"score={self.score!r} is not accepted: give a function such as per_sample_loss or grad_norm_bound")
+        if self.selector is not None and not callable(self.selector):
+            raise ValueError(f"selector={self.selector!r} is not accepted: give a function of the scores that returns a Selection, or None")
+        for o in ('queue','after_mix','keep_losses'):
             if not isinstance(getattr(self, o), bool): raise ValueError(f"{o}={getattr(self, o)!r} is not accepted: give True or False")
         ok = isinstance(self.scale_factor, (int,float,np.number)) and not isinstance(self.scale_factor, bool) and 0<self.scale_factor<=1
         if not ok: raise ValueError(f"scale_factor={self.scale_factor!r} is not accepted: give a number above 0, up to 1")
@@ -348,6 +367,9 @@ def before_train(self:SelectiveTraining):
     f.dl,f.loss_func,f.measured,f.row0 = self.learn.dl,self.learn.loss_func,{},len(f.record.rows['batches'])
     f.mix = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
     if self.after_mix and f.mix is not None and f.mix.stack_y: f.loss_func = f.mix.old_lf
+    if self.weighs and divides_by_class_weights(f.loss_func):
+        raise ValueError(f"loss_func={f.loss_func!r} divides by the class weights of the samples that are trained on, so the weights of "
+                         f"{self.method} would no longer make up for those left out: give a loss without class weights, or a method that does not weight")
     f.modules,f.half = list(self.model.modules()),any(isinstance(o, MixedPrecision) for o in self.learn.cbs)
     f.world = torch.distributed.get_world_size() if isinstance(self.learn.model, DistributedDataParallel) else 1
     if f.world>1 and self.selector is not None and len(self.learn._grab_cbs(GradientAccumulation)):
@@ -422,6 +444,7 @@ def before_batch(self:SelectiveTraining):
     f.own_loss = self.learn.loss # where another callback cancels the batch, there is no other
     f.watch,f.pct = False,self.learn.pct_train
     if self.selector is None: return f.timer.start('train')
+    if self.scale_factor!=1 and f.n_batch==0: self._try_scale(f, xb, n)
     settings = self._settings_now(f)
     self.ids = torch.as_tensor(sample_idxs(f.dl, self.iter, n)) if self.by_id or self.stale else None
     if f.compiled: self._of_any_size(xb, yb)
@@ -474,11 +497,13 @@ def _settings_now(self:SelectiveTraining, f):
 def _scores(self:SelectiveTraining, f, xb, yb, n):
     "The model's output, if all were scored anew, and the scores that are selected by, (n,), on the CPU."
     if self.watch_rows: return None,self.adjust(self._last_scores()) # none is scored anew
-    rows = self._outdated() if self.stale else None
+    rows = self._outdated() if self.stale and not f.diverged else None # after a divergence no old score is believed
     if rows is None or len(rows)==n: preds,scores = self._score(f, xb, yb)
     else:
         preds,scores = None,self.memory['last'][self.ids]
         if len(rows): scores[rows] = self._score(f, take(xb, rows, n), take(yb, rows, n), rows)[1]
+        # tau of a few samples is not that of the batch
+        f.switch_scores = scores if self.switch is not None and self.switch.score is self.score else None
     if scores.isfinite().all():
         if self.stale: self._note(self.ids, scores, rows)
         self._saw(f, scores)
@@ -490,6 +515,7 @@ def _score(self:SelectiveTraining, f, xb, yb, rows=None):
     model = self.learn.model # `self.model` would be looked up through the learner
     if f.world>1: model = model.module # processes need not score the same number of batches
     if self.scale_factor!=1: xb = self._smaller(xb)
+    if f.compiled: self._of_any_size(xb)
     try:
         with (rng_untouched(f.device), single_values(model) if f.two is None else nullcontext() as single,
               not_compiled(f.compiled and f.two is None), eval_mode(f.modules), torch.no_grad()):
@@ -523,6 +549,20 @@ def _smaller(self:SelectiveTraining, xb):
     return tuple(one(o) if isinstance(o, Tensor) and o.ndim==4 and o.is_floating_point() else o for o in xb)
 
 @patch
+def _try_scale(self:SelectiveTraining, f, xb, n):
+    "Refuse a `scale_factor` that the model cannot work with, before anything is trained."
+    xb = take(xb, torch.arange(min(n, 2)), n)
+    model = self.learn.model.module if f.world>1 else self.learn.model
+    try:
+        with f.timer.excluded(), rng_untouched(f.device), not_compiled(f.compiled), eval_mode(f.modules), torch.no_grad():
+            self.forward(model, *self._smaller(xb))
+        torch.clear_autocast_cache()
+    except RuntimeError as e:
+        size = next(tuple(o.shape[2:]) for o in xb if isinstance(o, Tensor) and o.ndim==4)
+        raise ValueError(f"scale_factor={self.scale_factor!r} is not accepted: the model cannot score images of {size} resized by it; "
+                         "give 1, or one that leaves images of a size that the model takes") from e
+
+@patch
 def _saw(self:SelectiveTraining, f, scores):
     "Show the method and the switch a batch's scores."
     self.remember(scores)
@@ -539,6 +579,7 @@ def _note(self:SelectiveTraining, ids, scores, rows=None):
         N = len(self._fit.dl.dataset)
         m['last'],m['when'] = torch.full((N,), torch.nan, dtype=torch.float32),torch.full((N,), -1)
     if rows is not None: ids,scores = ids[rows],scores[rows]
+    ids,scores = ids[ids>=0],scores[ids>=0] # -1: queued before anybody asked for its number
     m['last'][ids],m['when'][ids] = scores,self.epoch
 
 @patch
@@ -560,14 +601,18 @@ def _last_scores(self:SelectiveTraining):
 def _select(self:SelectiveTraining, f, settings):
     "A selection of `f.scores`, or None to keep all."
     n = len(f.scores)
-    if not math.isfinite(f.scores.double().sum()): # double: finite losses do not overflow
-        f.now['finite'] = False
-        if not f.warned: warnings.warn(f"epoch {self.epoch}, batch {f.n_batch}: losses that are not finite; such batches are kept whole")
-        f.warned = True
-        return None
+    if not math.isfinite(f.scores.double().sum()) or (self.watch_rows and f.diverged): # double: finite losses do not overflow
+        return self._not_finite(f)
     sel = self.selector(f.scores, **settings)
     if len(sel.idxs)==1 and not self.queue and n>1 and self._needs_two(f): sel = self._two(f, sel)
     return sel if len(sel.idxs)<n or sel.weights is not None else None
+
+@patch
+def _not_finite(self:SelectiveTraining, f):
+    "Count this batch, and warn once."
+    f.now['finite'] = False
+    if not f.warned: warnings.warn(f"epoch {self.epoch}, batch {f.n_batch}: losses that are not finite; such batches are kept whole")
+    f.warned = True
 
 @patch
 def _two(self:SelectiveTraining, f, sel):
@@ -595,7 +640,7 @@ def _rows(self:SelectiveTraining, f, sel, n):
     mixed = None
     if self.after_mix and f.mix is not None and f.mix.stack_y: # CutMix has one share for all
         mixed = f.mix.yb1,f.mix.lam.expand(n) if f.mix.lam.numel()==1 else f.mix.lam
-    ids = torch.arange(n) if self.queue and self.ids is None else self.ids # the queue counts by them
+    ids = torch.full((n,), -1) if self.queue and self.ids is None else self.ids # the queue counts by them
     if sel is None: return _Rows(self.learn.xb, self.learn.yb, mixed, ids, None)
     weights = None if sel.weights is None else sel.weights.to(f.device)
     return _Rows(*(take(o, sel.idxs, n) for o in (self.learn.xb, self.learn.yb, mixed, ids)), weights)
@@ -681,10 +726,11 @@ def _flush(self:SelectiveTraining, f):
         state,loss_func = (self.learn.pct_train,self.learn.train_iter),self.learn.loss_func
         if f.mix is not None and f.mix.stack_y: self.learn.loss_func = f.mix.lf # it may have ended its part of the epoch
         self.learn.pct_train,f.rest,f.now = f.pct,rows,dict(epoch=self.epoch, batch=f.n_batch)
+        if f.world==1 and not self.after_mix: raw = rows.xb,rows.yb # what callbacks that come earlier will see
         try: self.learn.one_batch(self.learn.iter, (*raw[0], *raw[1]))
         except CancelTrainException: pass # it is over already
         finally:
-            if f.now is not None and f.timer.marks[-1][0]=='step': self._add_rest(f) # cancelled after the step
+            if f.now is not None and f.timer.marks and f.timer.marks[-1][0]=='step': self._add_rest(f) # cancelled after the step
             f.now = f.rest = None
             (self.learn.pct_train,self.learn.train_iter),self.learn.loss_func = state,loss_func
         n = sum(len(o.ids) for o in self.memory['queue'])
@@ -743,15 +789,16 @@ def _see(self:SelectiveTraining, f, weights):
             self.learn.loss = (losses*weights.to(losses.dtype)).mean()
         if f.watch or self.watch_rows:
             scores = self._each(f, self.score, pred, yb, True).detach().float().cpu()
-            if self.switch is not None and f.watch:
+            if self.switch is not None:
                 f.switch_scores = self._each(f, self.switch.score, pred, yb, True).float().cpu()
     ids = self.ids if f.rows is None else f.rows.ids
     if f.watch or self.watch_rows:
-        if (self.stale or self.watch_rows) and scores.isfinite().all(): self._note(ids, scores[:len(ids)])
-        if f.watch:
-            if f.rows is None: f.scores = scores # those of the batch, in its order
-            if self.ids is not None: self.ids = ids
-            if scores.isfinite().all(): self._saw(f, scores)
+        finite = bool(scores.isfinite().all())
+        if not finite: self._not_finite(f)
+        elif self.stale or self.watch_rows: self._note(ids, scores[:len(ids)])
+        if f.watch and f.rows is None: f.scores = self.adjust(scores) # those of the batch, in its order
+        if f.watch and self.ids is not None: self.ids = ids
+        if finite: self._saw(f, scores) # without a scoring forward there is nothing else to see
     f.timer.next('train')
 
 @patch
@@ -763,6 +810,9 @@ def after_batch(self:SelectiveTraining):
     "Note the batch."
     f = self._fit
     if f is None or f.now is None: return
+    if f.rest is not None and 'n_trained' not in f.now: # an earlier callback cancelled what the queue still held
+        f.now = None
+        return
     f.now['train_loss'] = (self.learn.loss if self.selector is None else f.own_loss).detach() if f.rest is not None or f.now['n_trained'] else math.nan
     if f.rest is not None: return self._add_rest(f)
     if self.keep_losses and self.selector is not None: # one array a batch, if only an empty one
@@ -781,6 +831,7 @@ def _settle(self:SelectiveTraining, f, wait=False):
         row |= dict(kept_pct=100*row['n_kept']/row['n_seen'], t_score_s=t.get('score', 0.), t_select_s=t.get('select', 0.),
                     t_train_s=t.get('train', 0.)+t.get('step', 0.), train_loss=float(row['train_loss']))
         f.record.add('batches', **row)
+        if row['n_trained']: f.diverged = not math.isfinite(row['train_loss'])
         t_plain = row['t_train_s'] if self.selector is None or plain=='this one' else f.plain_timer.seconds(plain)['plain']+f.step_s if plain else None
         if t_plain: f.record.add('plain', epoch=row['epoch'], batch=row['batch'], t_train_s=t_plain)
 

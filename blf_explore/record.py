@@ -28,7 +28,7 @@ import numpy as np, pandas as pd
 # one method, one colour, in every figure: Okabe and Ito's, which the colour-blind can tell apart, and four more found by search
 colors = dict(plain='#000000', random='#E69F00', BLF='#0072B2', HNM='#D55E00', SB='#009E73', importance='#CC79A7',
               scoring='#56B4E9', selecting='#F0E442', training='#0072B2') | {
-          'SB-rank': '#004400', 'core-set': '#992255', 'RHO-LOSS': '#330044', 'InfoBatch': '#0000BB'}
+          'SB-rank': '#775511', 'core-set': '#992255', 'RHO-LOSS': '#EE22FF', 'InfoBatch': '#8811DD'}
 
 # %% ../nbs/03_record.ipynb #694f8bc0
 def versions(
