@@ -248,9 +248,10 @@ class InfoBatch(SelectiveTraining):
     1/(1-prune). No scoring forward; batches are loaded whole, so computing is saved and loading is not.
     Source: Qin et al., ICLR 2024, arXiv 2303.04947; NUS-HPC-AI-Lab/InfoBatch."""
     method,settings,by_id,watch_rows = 'InfoBatch',('prune','delta'),True,True
+    weighs = True
     def __init__(self,
         prune=.5, # Probability to drop a sample below the mean, in [0, 1), or a fastai schedule within it
-        delta=.875, # Share of the epochs after which all samples are trained on, in [0, 1], or a fastai schedule
+        delta=.875, # Share of the epochs after which all samples are trained on, in [0, 1], or a fastai schedule; below 1, at least the last epoch is
         warmup:int=1, # Epochs trained plainly first; in the first of all no losses are known
         queue=True, # Let the kept samples wait until they fill a batch?
         **kwargs # Passed on to `SelectiveTraining`
@@ -267,7 +268,7 @@ class InfoBatch(SelectiveTraining):
     def draw(self, scores, prune, delta):
         "Of the last losses themselves: in `scores` those that are not known yet are filled in."
         n,mean = len(scores),self.memory['mean']
-        if math.isnan(mean) or self.epoch/self.n_epoch>=delta: return Selection(torch.arange(n))
+        if math.isnan(mean) or self.epoch+1>self.n_epoch*delta: return Selection(torch.arange(n))
         sel = _infobatch(self.memory['last'][self.ids], mean, prune, self.gen)
         return sel if self.queue or sel.weights is None else Selection(sel.idxs, sel.weights*(len(sel.idxs)/n))
 

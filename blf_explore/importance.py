@@ -8,9 +8,9 @@ learn = Learner(dls, model, metrics=accuracy, cbs=ImportanceSampling())
 learn.fit_one_cycle(6, 1e-2)
 ```
 
-Score and switch go with any other method: `SelectiveBackprop(score=grad_norm_bound)`, `BatchLossFilter(.9,
-switch=TauSwitch(1.5))`. `grad_norm` is the exact norm that the bound stands for, at the price of a backward pass per
-sample.
+Score and switch go with any method that selects by a score: `SelectiveBackprop(score=grad_norm_bound)`,
+`BatchLossFilter(.9, switch=TauSwitch(1.5))`. `grad_norm` is the exact norm that the bound stands for, at the price of
+a backward pass per sample.
 
 Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal" (2018), arXiv 1803.00942."""
 
@@ -192,6 +192,7 @@ class TauSwitch:
         momentum=.9 # Share of the old value in the running mean, in [0, 1)
     ):
         check_tau_th(tau_th)
+        if not callable(score): raise ValueError(f"score={score!r} is not accepted: give a function such as grad_norm_bound or per_sample_loss")
         if not isinstance(momentum, (int,float,np.number)) or isinstance(momentum, bool) or not 0<=momentum<1:
             raise ValueError(f"momentum={momentum!r} is not accepted: give a number of at least 0 and below 1")
         store_attr()
@@ -225,7 +226,7 @@ class TauSwitch:
 class ImportanceSampling(SelectiveTraining):
     """Draw `sample_perc` of each batch in proportion to `score`, weighted so that the step is right on average, once tau says
     that it pays. Source: Katharopoulos and Fleuret 2018, arXiv 1803.00942."""
-    method,settings = 'importance',('sample_perc','tau_th')
+    method,settings,weighs = 'importance',('sample_perc','tau_th'),True
     def __init__(self,
         sample_perc=1/3, # Share of the batch to draw, in (0, 1], or a fastai schedule; 1 keeps the batch whole
         score=grad_norm_bound, # What a sample is worth: (loss_func, preds, *targs) -> (n,)

@@ -312,7 +312,8 @@ class Lane:
             t,th = cb.memory.get('switch', 0.),cb.switch.threshold(self.settings['bs'], cb)
             return 'draws from every batch' if th==0 else f'τ is {t:.2f}: draws' if t>th else f'τ is {t:.2f}: waits'
         if self.holdout: return f'holdout models took {self.holdout[1]:.1f} s'
-        first,end = max(cb.warmup*self.n_iter, cb.start*total),min(cb.end, getattr(cb, 'delta', 1.))*total
+        first = max(cb.warmup*self.n_iter, cb.start*total)
+        end = min(cb.end*total, math.floor(getattr(cb, 'delta', 1.)*self.settings['epochs'])*self.n_iter) # InfoBatch ends with an epoch
         if first>=end: return 'selects in no epoch'
         if first==0 and end==total: return 'selects from every batch'
         if self.n_batch<first: return f'selects from epoch {int(first/self.n_iter)+1} on'

@@ -499,7 +499,7 @@ def infobatch_loop(learn, n_epoch, prune, delta, queue, lr, bs=16):
         for ids in batches:
             rows = [(i, 1.) for i in ids]
             low = [mean is not None and last[i] is not None and last[i]<mean for i in ids]
-            if any(low) and epoch/n_epoch<delta:
+            if any(low) and epoch+1<=n_epoch*delta:
                 r = torch.rand(len(ids), generator=g).tolist()
                 rows = [(i, 1/(1-prune) if lo else 1.) for i,lo,o in zip(ids, low, r) if not lo or o>=prune]
                 assert rows # these small sets never drop all
@@ -528,7 +528,7 @@ def test_infobatch_against_a_loop(queue, drop_last, prune, delta):
     assert rec.n_trained.sum()==rec.n_kept.sum()==sum(map(len, want))
     assert rec.n_scored.sum()==0
     by_epoch = rec.groupby('epoch')[['n_kept','n_seen']].sum()
-    assert (by_epoch.n_kept==by_epoch.n_seen).tolist()==[e==0 or e/5>=delta for e in range(5)]
+    assert (by_epoch.n_kept==by_epoch.n_seen).tolist()==[e==0 or e+1>5*delta for e in range(5)]
     if queue:
         for _,o in rec.groupby('epoch'):
             whole,rest = divmod(o.n_kept.sum(), 16)

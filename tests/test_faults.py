@@ -1,5 +1,6 @@
 "Faults that a review found: each is a way in which a fit went wrong without, or with the wrong, word."
-import math, warnings
+import math
+from functools import partial
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
@@ -8,7 +9,7 @@ from fastai.data.load import DataLoader
 from blf_explore.beyond import InfoBatch, RHOLoss
 from blf_explore.filtering import SelectiveTraining, Selection, join, take
 from blf_explore.hnm import HardNegativeMining
-from blf_explore.importance import TauSwitch
+from blf_explore.importance import ImportanceSampling, TauSwitch
 from blf_explore.sb import RankSelectiveBackprop, SelectiveBackprop
 from core_tools import *
 
@@ -137,3 +138,19 @@ def test_a_list_with_an_entry_per_sample_goes_with_its_samples():
     assert x.tolist()==[0,1,2,3,2,0] and [len(o) for o in y]==[1,4,2,0,2,1]
     two = [torch.arange(2), torch.arange(2)+5] # a list of two whole tensors, of a batch of two
     assert [o.tolist() for o in take(two, torch.tensor([1]), 2)]==[[1],[6]]
+
+@pytest.mark.parametrize('n_epoch,plain', [(2,1), (3,1), (4,1), (5,1), (7,1), (8,1), (10,2), (16,2), (20,3)])
+def test_the_end_of_infobatch_is_plain_as_published(n_epoch, plain):
+    "Epochs at the end without pruning, worked by hand: those e, counted from 1, above .875 n (NUS-HPC-AI-Lab/InfoBatch, infobatch.py)."
+    whole = (fit(make_learner(dls=full_batches, cbs=InfoBatch()), n_epoch).epochs.n_kept==96).tolist()[1:] # the first knows no losses
+    assert whole==[False]*(n_epoch-1-plain)+[True]*plain
+
+def test_methods_that_weight_refuse_class_weights():
+    w = torch.tensor([1., 2., 3.])
+    for make in (ImportanceSampling, InfoBatch):
+        for lf in (CrossEntropyLossFlat(weight=w), nn.CrossEntropyLoss(weight=w), partial(nn.functional.cross_entropy, weight=w)):
+            learn = make_learner(cbs=make(), loss_func=lf)
+            before = [p.clone() for p in learn.model.parameters()]
+            with pytest.raises(ValueError, match='divides by the class weights'): fit(learn)
+            assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+    fit(make_learner(cbs=SelectiveBackprop(), loss_func=CrossEntropyLossFlat(weight=w)), 2) # it weights nothing
