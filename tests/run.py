@@ -54,7 +54,7 @@ def main():
     say('testing')
     # two processes, a file of tests each at a time; threads of both on the same cores would wait for each other
     env = {'OMP_NUM_THREADS': '1'} | os.environ | {'PATH': f'{py.parent}{os.pathsep}{os.environ["PATH"]}', 'VIRTUAL_ENV': str(py.parent.parent)}
-    cmd = [py, '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', *sys.argv[1:]]
+    cmd = [py, '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder', *sys.argv[1:]]
     sys.exit(subprocess.run(cmd, cwd=root, env=env).returncode)
 
 if __name__=='__main__': main()

@@ -20,7 +20,7 @@ def wait_for(f, seconds):
     (['--sample-perc', 'nan'],                      ['sample_perc=nan']),
     (['--method', 'BFL'],                           ["method='BFL'", 'BLF', 'InfoBatch']),
     (['--method', 'none'],                          ["method='none'"]),
-    (['--other', 'RHO-LOSS'],                       ["other='RHO-LOSS'", 'none']), # it needs another model
+    (['--other', 'RHO'], ["other='RHO'", 'RHO-LOSS', 'none']),
     (['--beta', '2'],                               ['beta=2', 'BLF', 'loss_perc, sample_perc']),
     (['--method', 'SB', '--stale', '1.5'],          ['stale=1.5', 'whole']),
     (['--other-loss-perc', '.5'],                   ['other_loss_perc=0.5', 'plain']),
