@@ -93,6 +93,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'blf_explore/filtering.py'),
                                        'blf_explore.filtering.SelectiveTraining._add_rest': ( 'filtering.html#selectivetraining._add_rest',
                                                                                               'blf_explore/filtering.py'),
+                                       'blf_explore.filtering.SelectiveTraining._aside': ( 'filtering.html#selectivetraining._aside',
+                                                                                           'blf_explore/filtering.py'),
                                        'blf_explore.filtering.SelectiveTraining._begin': ( 'filtering.html#selectivetraining._begin',
                                                                                            'blf_explore/filtering.py'),
                                        'blf_explore.filtering.SelectiveTraining._each': ( 'filtering.html#selectivetraining._each',

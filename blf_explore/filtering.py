@@ -193,7 +193,7 @@ def divides_by_class_weights(loss_func):
     "Whether it is a cross-entropy with class weights: its mean over some samples is not their mean loss."
     f = getattr(loss_func, 'func', loss_func) # fastai's losses, and partials, hold one
     kw = getattr(loss_func, 'keywords', {})
-    if isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss)): return f.weight is not None and f.reduction=='mean'
+    if isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy)): return f.weight is not None and f.reduction=='mean'
     return f in (F.cross_entropy, F.nll_loss) and kw.get('weight') is not None
 
 # %% ../nbs/04_filtering.ipynb #fbc56d35
@@ -549,14 +549,19 @@ def _smaller(self:SelectiveTraining, xb):
     return tuple(one(o) if isinstance(o, Tensor) and o.ndim==4 and o.is_floating_point() else o for o in xb)
 
 @patch
+@contextmanager
+def _aside(self:SelectiveTraining, f):
+    "Room for a forward that belongs to no batch: it is not timed, and leaves no trace."
+    with f.timer.excluded(), rng_untouched(f.device), not_compiled(f.compiled), eval_mode(f.modules), torch.no_grad(): yield
+    torch.clear_autocast_cache()
+
+@patch
 def _try_scale(self:SelectiveTraining, f, xb, n):
     "Refuse a `scale_factor` that the model cannot work with, before anything is trained."
     xb = take(xb, torch.arange(min(n, 2)), n)
     model = self.learn.model.module if f.world>1 else self.learn.model
     try:
-        with f.timer.excluded(), rng_untouched(f.device), not_compiled(f.compiled), eval_mode(f.modules), torch.no_grad():
-            self.forward(model, *self._smaller(xb))
-        torch.clear_autocast_cache()
+        with self._aside(f): self.forward(model, *self._smaller(xb))
     except RuntimeError as e:
         size = next(tuple(o.shape[2:]) for o in xb if isinstance(o, Tensor) and o.ndim==4)
         raise ValueError(f"scale_factor={self.scale_factor!r} is not accepted: the model cannot score images of {size} resized by it; "
@@ -626,11 +631,9 @@ def _needs_two(self:SelectiveTraining, f):
     "Whether a step on one sample would fail: in a BatchNorm, or in fastai's MixUp."
     if f.two is None: # no batch was scored yet
         model = self.learn.model
-        with (f.timer.excluded(), rng_untouched(f.device), single_values(model) as single, not_compiled(f.compiled),
-              eval_mode(f.modules), torch.no_grad()):
+        with single_values(model) as single, self._aside(f):
             n = batch_size((*self.learn.xb, *self.learn.yb))
             (model.module if f.world>1 else model)(*take(self.learn.xb, torch.arange(min(n, 2)), n))
-        torch.clear_autocast_cache()
         f.two = any(single)
     return f.two or (f.mix is not None and not self.after_mix)
 

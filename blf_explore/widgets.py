@@ -233,36 +233,11 @@ class Turns:
             self.stopped = True
             self.cond.notify_all()
 
-# %% ../nbs/13_widgets.ipynb #7a1c3e51
+# %% ../nbs/13_widgets.ipynb #5f7e2276
 def _lib(name): return importlib.import_module(f'blf_explore.{name}') # torch comes in here, behind the page's back
 
 _one_trains = threading.Lock() # of all lanes of all dashboards: the random state is the process's, and so are its cores
 
-def half_losses(
-    dls, # `DataLoaders`, N samples in `dls.train`
-    seed:int, # Of the halves, the weights and the shuffling
-    stopped=lambda: False, # Asked before each batch; True ends the training, and the losses are then good for nothing
-    epochs:int=4, # For each of the two
-    lr:float=.01 # Highest learning rate of the one-cycle schedule
-)->"Tensor": # One loss per training sample, shape (N,)
-    "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
-    from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
-    data,filtering,beyond = map(_lib, ('data','filtering','beyond'))
-    def raises(e): raise e
-    hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
-    with _one_trains, filtering.rng_untouched(dls.device):
-        set_seed(seed)
-        idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
-        half = len(idxs)//2
-        for mine,others in [(idxs[:half],idxs[half:]), (idxs[half:],idxs[:half])]:
-            dl = dls.train.new(bs=min(dls.train.bs, len(mine)))
-            dl.n,dl.get_idxs = len(mine),lambda mine=mine: random.sample(mine, len(mine))
-            learn = Learner(DataLoaders(dl, dls.valid, device=dls.device), data.get_model('convnet', dls), cbs=hook)
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-            if not stopped(): res[others] = beyond.holdout_losses(learn.model, dls)[others]
-    return res
-
-# %% ../nbs/13_widgets.ipynb #5f7e2276
 class Lane:
     """One training in a thread of its own: a plain `learn.fit_one_cycle` from the seed, with a random state of its own.
 
@@ -364,6 +339,31 @@ class Lane:
             self._end()
             self.turns.leave(self.i)
             self.changed()
+
+# %% ../nbs/13_widgets.ipynb #7a1c3e51
+def half_losses(
+    dls, # `DataLoaders`, N samples in `dls.train`
+    seed:int, # Of the halves, the weights and the shuffling
+    stopped=lambda: False, # Asked before each batch; True ends the training, and the losses are then good for nothing
+    epochs:int=4, # For each of the two
+    lr:float=.01 # Highest learning rate of the one-cycle schedule
+)->"Tensor": # One loss per training sample, shape (N,)
+    "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
+    from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
+    data,filtering,beyond = map(_lib, ('data','filtering','beyond'))
+    def raises(e): raise e
+    hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
+    with _one_trains, filtering.rng_untouched(dls.device):
+        set_seed(seed)
+        idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
+        half = len(idxs)//2
+        for mine,others in [(idxs[:half],idxs[half:]), (idxs[half:],idxs[:half])]:
+            dl = dls.train.new(bs=min(dls.train.bs, len(mine)))
+            dl.n,dl.get_idxs = len(mine),lambda mine=mine: random.sample(mine, len(mine))
+            learn = Learner(DataLoaders(dl, dls.valid, device=dls.device), data.get_model('convnet', dls), cbs=hook)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+            if not stopped(): res[others] = beyond.holdout_losses(learn.model, dls)[others]
+    return res
 
 # %% ../nbs/13_widgets.ipynb #e70de0ef
 _building = threading.Lock() # one session loads at a time; one that was stopped meanwhile gives way at the next step

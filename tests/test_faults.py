@@ -4,10 +4,9 @@ from functools import partial
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
+from fastai.losses import LabelSmoothingCrossEntropyFlat
 from blf_explore.beyond import InfoBatch, RHOLoss
-from blf_explore.filtering import SelectiveTraining, Selection, join, take
+from blf_explore.filtering import SelectiveTraining, join, take
 from blf_explore.hnm import HardNegativeMining
 from blf_explore.importance import ImportanceSampling, TauSwitch
 from blf_explore.sb import RankSelectiveBackprop, SelectiveBackprop
@@ -68,8 +67,8 @@ def test_a_divergence_is_told_and_counted_by_every_method(make):
     assert b.finite[:6].all()
     assert not b.finite[10:].any() and (b.n_kept[10:]==16).all() # two batches later nothing is skipped any more
 
-@pytest.mark.parametrize('share,size,epoch', [(.5, None, 0), (.01, 8, 1)])
-def test_a_scale_that_the_model_cannot_score_is_told_before_a_step(share, size, epoch):
+@pytest.mark.parametrize('share,size', [(.5, None), (.01, 8)])
+def test_a_scale_that_the_model_cannot_score_is_told_before_a_step(share, size):
     stepped = []
     class Steps(Callback):
         def after_step(self): stepped.append(1)
@@ -104,10 +103,11 @@ def test_a_switch_goes_on_seeing_where_nothing_is_scored():
     assert len(switch.sizes)==24 and (s.epochs.n_kept[1:]<96).any()
 
 def test_a_switch_is_shown_whole_batches_or_none():
-    for kw in (dict(score=lambda f, p, y: nn.functional.cross_entropy(p, y, reduction='none')),):
-        switch = Noted(0, score=kw['score'])
-        fit(make_learner(dls=lambda: loaders(*blobs(n=90)), cbs=HardNegativeMining(.5, stale=1, switch=switch, **kw)), 4)
-        assert set(switch.sizes)<={16,10} and len(switch.sizes)>6
+    def score(f, p, y): return nn.functional.cross_entropy(p, y, reduction='none')
+    switch = Noted(0, score=score) # the method's own: reused scores and new ones together
+    fit(make_learner(dls=lambda: loaders(*blobs(n=90)), cbs=HardNegativeMining(.5, stale=1, switch=switch, score=score)), 4)
+    assert sorted(switch.sizes)==4*[10]+20*[16]
+    # another: only where all are scored anew
     switch = Noted(0)
     fit(make_learner(dls=full_batches, cbs=HardNegativeMining(.5, stale=1, switch=switch)), 4)
     assert set(switch.sizes)=={16}
@@ -148,7 +148,7 @@ def test_the_end_of_infobatch_is_plain_as_published(n_epoch, plain):
 def test_methods_that_weight_refuse_class_weights():
     w = torch.tensor([1., 2., 3.])
     for make in (ImportanceSampling, InfoBatch):
-        for lf in (CrossEntropyLossFlat(weight=w), nn.CrossEntropyLoss(weight=w), partial(nn.functional.cross_entropy, weight=w)):
+        for lf in (CrossEntropyLossFlat(weight=w), LabelSmoothingCrossEntropyFlat(weight=w), nn.CrossEntropyLoss(weight=w), partial(nn.functional.cross_entropy, weight=w)):
             learn = make_learner(cbs=make(), loss_func=lf)
             before = [p.clone() for p in learn.model.parameters()]
             with pytest.raises(ValueError, match='divides by the class weights'): fit(learn)
