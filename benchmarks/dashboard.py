@@ -43,7 +43,7 @@ class Kernel:
         self.km,self.kc = start_new_kernel()
         self.answer,self.lock,self.values = False,threading.Lock(),queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self.ask(f"from blf_explore.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}, other={other!r}); dash.wait()")
+        self.ask(f"from blf_explore.page.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}, other={other!r}); dash.wait()")
         self.comm = ast.literal_eval(self.ask("dash.comm.comm_id"))
 
     def _listen(self):

@@ -2,17 +2,17 @@
 
 - `blf_explore.beyond`: Three ways to choose that do not simply take the hardest: cover the batch, subtract what cannot be learnt, drop without scoring
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
-- `blf_explore.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
-- `blf_explore.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
-- `blf_explore.filtering`: One callback that scores a batch, selects from it, trains on what was selected, and writes down what it did
+- `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
+- `blf_explore.engine.filtering`: One callback that scores a batch, selects from it, trains on what was selected, and writes down what it did
+- `blf_explore.engine.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
+- `blf_explore.engine.record`: What happened in a run: counts, times and losses, batch by batch and epoch by epoch
+- `blf_explore.engine.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them
 - `blf_explore.hnm`: Keep a fixed share of every batch: its hardest samples
 - `blf_explore.importance`: Draw the samples that would move the network most, weight them so that the mean stays right, and begin only when that pays
-- `blf_explore.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
-- `blf_explore.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
-- `blf_explore.record`: What happened in a run: counts, times and losses, batch by batch and epoch by epoch
-- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch
-- `blf_explore.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays
-- `blf_explore.widgets`: A dashboard in which a network trains while a class drags the sliders"""
+- `blf_explore.page.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
+- `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
+- `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
+- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch"""
 
 __version__ = "0.1.0"

@@ -22,7 +22,7 @@ def chromium(width=1280, height=720):
 @contextmanager
 def serve(*options, env=None):
     "`blf-dashboard` with `options`, and with `env` in its environment; gives the address that it prints."
-    cmd = [sys.executable, '-c', 'from blf_explore.cli import dashboard; dashboard()', '--no-browser', *options]
+    cmd = [sys.executable, '-c', 'from blf_explore.page.cli import dashboard; dashboard()', '--no-browser', *options]
     proc = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
                             env=os.environ | (env or {}))
     try:

@@ -7,7 +7,7 @@ from fastai.basics import fastuple, MSELossFlat, BCEWithLogitsLossFlat
 from fastai.tabular.all import TabularDataLoaders, tabular_learner, Categorify, FillMissing, Normalize, RandomSplitter
 from fastai.vision.all import vision_learner, resnet18, ImageDataLoaders, Image
 from blf_explore.blf import BatchLossFilter
-from blf_explore.filtering import SelectiveTraining, Selection, take
+from blf_explore.engine.filtering import SelectiveTraining, Selection, take
 from core_tools import *
 
 quiet = pytest.mark.filterwarnings('ignore')

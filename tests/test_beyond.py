@@ -647,7 +647,7 @@ def test_export_and_load(make, tmp_path):
 
 @pytest.mark.parametrize('make,method', [(lambda: CoreSet(.3), 'core-set'), (lambda: RHOLoss(torch.linspace(0, 2, 90), .3), 'RHO-LOSS'), (InfoBatch, 'InfoBatch')])
 def test_record(make, method):
-    from blf_explore.record import colors
+    from blf_explore.engine.record import colors
     learn = make_learner(cbs=make())
     learn.fit(3)
     rec = learn.selection.record

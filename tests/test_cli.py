@@ -4,7 +4,7 @@ from pathlib import Path
 import psutil, pytest
 from browser import chromium
 
-command = "import sys; from blf_explore.cli import dashboard; sys.exit(dashboard())"
+command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dashboard())"
 
 def wait_for(f, seconds):
     "Whether `f()` comes true within so many seconds."
@@ -39,7 +39,7 @@ def wait_for(f, seconds):
     (['--speed', '3'],                              ['--speed', '--help']),
 ], ids=lambda o: ' '.join(o))
 def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
-    code = "import sys; from blf_explore.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
+    code = "import sys; from blf_explore.page.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
     res = subprocess.run([sys.executable, '-c', code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert res.returncode==2, res.stderr
     assert res.stdout=='set()\n', 'nothing is printed, nothing heavy imported'

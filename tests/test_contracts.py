@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.schedule import SchedLin, SchedCos, combine_scheds
 from blf_explore.blf import BatchLossFilter, select
-from blf_explore.filtering import SelectiveTraining
-from blf_explore.record import Record
+from blf_explore.engine.filtering import SelectiveTraining
+from blf_explore.engine.record import Record
 from core_tools import *
 
 # ---- bit for bit

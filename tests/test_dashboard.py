@@ -218,7 +218,7 @@ def test_a_folder_of_images(page, tmp_path):
     assert page.errors==[]
 
 def test_a_path_belongs_to_its_data_set(tmp_path):
-    from blf_explore.widgets import LiveDashboard, check_settings
+    from blf_explore.page.widgets import LiveDashboard, check_settings
     assert check_settings(path=tmp_path)['name']=='folder' # digits have no folder
     dash = LiveDashboard(name='fashion_mnist', path=tmp_path)
     try:
@@ -260,7 +260,7 @@ def test_settings_apply_on_reset(page):
     assert page.errors==[]
 
 def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
-    from blf_explore.widgets import dashboard_methods as methods
+    from blf_explore.page.widgets import dashboard_methods as methods
     for m in methods:
         choose(page, 'A', m)
         assert sliders(page)==[k.name for k in methods[m].knobs]
@@ -319,8 +319,8 @@ def test_a_race_to_its_end_and_a_link_to_it(page, app):
 def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
     from fastai.vision.all import Learner, accuracy, set_seed
-    from blf_explore.data import get_dls, get_model
-    from blf_explore.widgets import LiveDashboard, half_losses, dashboard_methods as methods
+    from blf_explore.engine.data import get_dls, get_model
+    from blf_explore.page.widgets import LiveDashboard, half_losses, dashboard_methods as methods
     few = dict(sample_perc=.25)
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few,
                 'SB-rank': few, 'HNM': few, 'RHO-LOSS': few}
@@ -349,9 +349,9 @@ def test_no_holdout_model_has_seen_what_it_is_asked_about():
     "Labels that cannot be foreseen: a network knows those that it was trained on, and no others."
     import torch
     from fastai.vision.all import Learner, set_seed
-    from blf_explore.data import get_dls, get_model
+    from blf_explore.engine.data import get_dls, get_model
     from blf_explore.beyond import holdout_losses
-    from blf_explore.widgets import half_losses
+    from blf_explore.page.widgets import half_losses
     dls = get_dls(label_noise=1.)
     held = half_losses(dls, 3, epochs=12)
     assert held.shape==(len(dls.train_ds),) and torch.equal(held, half_losses(dls, 3, epochs=12))
@@ -373,12 +373,12 @@ def test_no_holdout_model_has_seen_what_it_is_asked_about():
     (dict(plain=True), "plain=True is not a setting"),
 ], ids=str)
 def test_a_bad_setting_is_one_sentence(bad, says):
-    from blf_explore.widgets import LiveDashboard
+    from blf_explore.page.widgets import LiveDashboard
     with pytest.raises(ValueError) as e: LiveDashboard(**bad)
     assert str(e.value).startswith(says) and '\n' not in str(e.value)
 
 def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
-    from blf_explore.widgets import LiveDashboard
+    from blf_explore.page.widgets import LiveDashboard
     dash = LiveDashboard(method='importance', other='HNM', network='mlp')
     def values(): return {k: v for k,v in dash.settings.items() if v is not None and 'perc' in k or k in ('method','other','beta','tau_th')}
     try:
@@ -456,7 +456,7 @@ def jupyterlab(folder):
 
 def test_in_jupyterlab(browser, tmp_path):
     cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[],
-                source='from blf_explore.widgets import LiveDashboard\nLiveDashboard(epochs=50)')
+                source='from blf_explore.page.widgets import LiveDashboard\nLiveDashboard(epochs=50)')
     (tmp_path/'class.ipynb').write_text(json.dumps(dict(cells=[cell], nbformat=4, nbformat_minor=5,
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))))
     with jupyterlab(tmp_path) as url, new_page(browser, 1600, 1000) as page:

@@ -2,7 +2,7 @@
 import gzip, os, pickle, socket, struct
 import numpy as np, pytest, torch
 from PIL import Image
-from blf_explore.data import flip_labels, get_dls, get_model
+from blf_explore.engine.data import flip_labels, get_dls, get_model
 
 # ---- what is served
 
@@ -147,7 +147,7 @@ def test_missing_and_truncated_idx(tmp_path):
 @pytest.mark.parametrize('name', ['fashion_mnist', 'cifar10', 'imagenette', 'imagewoof'])
 def test_no_network(name, tmp_path, monkeypatch):
     from fastai.data import external
-    import blf_explore.data as data
+    import blf_explore.engine.data as data
     class Nowhere:
         def path(self, *_): return tmp_path
         def __getitem__(self, _): return str(tmp_path)

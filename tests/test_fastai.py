@@ -11,7 +11,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Te
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
 from fastai.learner import Metric, Recorder
 from blf_explore.blf import BatchLossFilter
-from blf_explore.filtering import SelectiveTraining, Selection
+from blf_explore.engine.filtering import SelectiveTraining, Selection
 from blf_explore.gradients import GradientProbe
 from core_tools import *
 

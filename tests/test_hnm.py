@@ -4,9 +4,9 @@ import numpy as np, pytest, torch
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from hypothesis import given, settings, strategies as st
 from blf_explore.blf import BatchLossFilter, select
-from blf_explore.filtering import SelectiveTraining
+from blf_explore.engine.filtering import SelectiveTraining
 from blf_explore.hnm import HardNegativeMining, hardest
-from blf_explore.record import Record
+from blf_explore.engine.record import Record
 from core_tools import *
 
 def by_hand(losses, k):

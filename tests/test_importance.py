@@ -11,9 +11,9 @@ from fastai.torch_core import TensorBase
 from scipy.stats import chi2
 from blf_explore import importance
 from blf_explore.blf import BatchLossFilter
-from blf_explore.filtering import SelectiveTraining, Selection
+from blf_explore.engine.filtering import SelectiveTraining, Selection
 from blf_explore.importance import ImportanceSampling, TauSwitch, grad_norm, grad_norm_bound, tau, tau_threshold, weighted_draw
-from blf_explore.losses import per_sample_loss
+from blf_explore.engine.losses import per_sample_loss
 from core_tools import *
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)

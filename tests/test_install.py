@@ -36,7 +36,7 @@ def python(wheel, tmp_path_factory):
 def test_wheel_holds_every_file_of_the_package(wheel):
     want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.j2')
             and not any(p.startswith('.') for p in o.relative_to(root).parts)}
-    assert {'blf_explore/dashboard.ipynb','blf_explore/templates/index.html.j2'} <= want
+    assert {'blf_explore/page/dashboard.ipynb','blf_explore/page/templates/index.html.j2'} <= want
     assert want=={o for o in wheel.namelist() if '.dist-info/' not in o}
 
 def test_metadata_is_that_of_settings_ini(metadata):
@@ -60,12 +60,12 @@ def test_console_scripts_work(python):
     res = python("from importlib.metadata import distribution; import json; "
                  "print(json.dumps({o.name: callable(o.load()) for o in distribution('blf_explore').entry_points}))")
     assert json.loads(res.stdout or '{}')=={'blf-dashboard': True}, res.stderr
-    res = python('from blf_explore.cli import dashboard; dashboard()', '--help')
+    res = python('from blf_explore.page.cli import dashboard; dashboard()', '--help')
     assert res.returncode==0 and '--loss-perc' in res.stdout, res.stderr
 
 def test_links_name_the_repository_of_settings_ini():
     repo = f"{ini['user']}/{ini['repo']}"
-    for o in (root/'README.md', *sorted((root/'nbs').glob('*.ipynb'))):
+    for o in (root/'README.md', *sorted((root/'nbs').rglob('*.ipynb'))):
         for m in re.findall(r'(?:colab\.research\.google\.com/github/|github\.com/)(blf[\w-]*/[\w-]+)(?:/blob/\w+/([\w/.]+))?', o.read_text()):
             assert m[0]==repo, f'{o.name}: {m[0]}'
             assert not m[1] or (root/m[1]).exists(), f'{o.name}: {m[1]}'

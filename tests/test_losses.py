@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fastai.losses import (CrossEntropyLossFlat, BCEWithLogitsLossFlat, MSELossFlat, L1LossFlat, FocalLossFlat,
                            LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, DiceLoss)
 from fastai.torch_core import TensorImage, TensorCategory
-from blf_explore.losses import per_sample_loss, TopLoss
+from blf_explore.engine.losses import per_sample_loss, TopLoss
 
 g = torch.Generator().manual_seed(0)
 def rnd(*s): return torch.randn(*s, generator=g)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-lessons = sorted((root/'nbs').glob('[0-9]*.ipynb'))
+lessons = [o for d in ('engine','lessons','page') for o in sorted((root/'nbs'/d).glob('[0-9]*.ipynb'))]
 
 def nbdev(cmd, *args, cwd):
     "Run one of the commands that nbdev installed beside this Python."
@@ -25,14 +25,14 @@ def test_lesson_runs(nb):
 def test_modules_are_what_the_notebooks_export(copy):
     res = nbdev('export', cwd=copy)
     assert res.returncode==0, res.stdout+res.stderr
-    for o in (root/'blf_explore').glob('*.py'):
-        assert (copy/'blf_explore'/o.name).read_text()==o.read_text(), f'{o.name} and its notebook differ: run nbdev-export'
+    for o in (root/'blf_explore').rglob('*.py'):
+        assert (copy/o.relative_to(root)).read_text()==o.read_text(), f'{o.name} and its notebook differ: run nbdev-export'
 
 def test_notebooks_are_clean(copy):
     res = nbdev('clean', cwd=copy)
     assert res.returncode==0, res.stdout+res.stderr
     for o in lessons:
-        a,b = (json.loads((d/'nbs'/o.name).read_text()) for d in (root,copy))
+        a,b = (json.loads((d/o.relative_to(root)).read_text()) for d in (root,copy))
         assert a==b, f'{o.name} carries metadata: run nbdev-clean'
 
 def module(nb):

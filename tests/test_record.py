@@ -2,9 +2,9 @@
 import json, os, pickle, subprocess, sys, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from blf_explore.record import Record, load
+from blf_explore.engine.record import Record, load
 from blf_explore.blf import BatchLossFilter
-from blf_explore.filtering import SelectiveTraining
+from blf_explore.engine.filtering import SelectiveTraining
 from blf_explore.gradients import GradientProbe, agreement_curve, cosine, sign_agreement, subset_grad
 from core_tools import *
 
@@ -54,7 +54,7 @@ def test_scores_of_every_sample(learn):
 
 def test_overhead():
     "100 (scoring + selecting) over what plain steps would have taken: here the clock is ours."
-    import blf_explore.timing as timing
+    import blf_explore.engine.timing as timing
     class Clock:
         now = 0.
         def perf_counter(self): return self.now
@@ -262,4 +262,4 @@ def test_imports():
     "`import blf_explore` is light; a record is read without torch."
     heavy = "print([o for o in ('torch','fastai','numpy','pandas','plotly','matplotlib','IPython') if o in sys.modules])"
     assert fresh(f"import sys, blf_explore; blf_explore.__version__; {heavy}").strip()=='[]'
-    assert "'torch'" not in fresh(f"import sys, blf_explore.record; {heavy}") and "'fastai'" not in fresh(f"import sys, blf_explore.record; {heavy}")
+    assert "'torch'" not in fresh(f"import sys, blf_explore.engine.record; {heavy}") and "'fastai'" not in fresh(f"import sys, blf_explore.engine.record; {heavy}")
