@@ -1,7 +1,7 @@
 """Modules:
 
-- `blf_explore.beyond`: Three ways to choose that do not simply take the hardest: cover the batch, subtract what cannot be learnt, drop without scoring
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
+- `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
 - `blf_explore.engine.filtering`: One callback that scores a batch, selects from it, trains on what was selected, and writes down what it did
 - `blf_explore.engine.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
@@ -10,9 +10,11 @@
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them
 - `blf_explore.hnm`: Keep a fixed share of every batch: its hardest samples
 - `blf_explore.importance`: Draw the samples that would move the network most, weight them so that the mean stays right, and begin only when that pays
+- `blf_explore.infobatch`: Drop easy samples at random by the loss they last had, without a scoring forward, and let the others stand for them
 - `blf_explore.page.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
+- `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt
 - `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch"""
 
 __version__ = "0.1.0"

@@ -9,7 +9,9 @@ from blf_explore.hnm import *
 from blf_explore.sb import *
 from blf_explore.importance import *
 from blf_explore.gradients import *
-from blf_explore.beyond import *
+from blf_explore.coreset import *
+from blf_explore.rho import *
+from blf_explore.infobatch import *
 from blf_explore.page.plots import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *

@@ -1,6 +1,6 @@
 "What the tests of the core share: tiny learners, and the reference loops that they are compared with."
 import math, random
-import torch
+import pytest, torch
 from torch import nn
 import torch.nn.functional as F
 from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, SGD
@@ -112,3 +112,59 @@ def reference_fit(learn, n_epoch, pick, lr=None, loss_one=None):
         with torch.no_grad():
             for x,_ in learn.dls.valid: model(x)
     return picked
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+def says(f, *parts, exc=ValueError):
+    "One sentence of the kind `exc` that has these parts."
+    with pytest.raises(exc) as e: f()
+    msg = str(e.value).split('\n\t')[-1] # fastai puts the callback and the event before it, on a line of its own
+    for o in parts: assert o in msg, msg
+    assert '\n' not in msg and '. ' not in msg, msg
+    return msg
+
+def fitted(n, lr=1e-2, **kwargs):
+    "A learner, trained at once: the next one made is to find the same random state."
+    learn = make_learner(**kwargs)
+    learn.fit(n, lr)
+    return learn
+
+def numbered(n=90, **kwargs):
+    "`blobs` with each sample's number beside it, as a second input, that models are told to ignore."
+    train,valid = blobs(n, **kwargs)
+    def with_number(ds): return Rows(ds.ts[0], torch.arange(len(ds)), ds.ts[1])
+    return with_number(train), with_number(valid)
+
+class Ignores(nn.Module):
+    "A model of samples, handed samples and their numbers."
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, x, i): return self.model(x)
+
+def numbered_dls(drop_last=False, workers=0, bs=16, n=90):
+    train,valid = numbered(n)
+    dls = DataLoaders(DataLoader(train, bs=bs, shuffle=True, drop_last=drop_last, num_workers=workers), DataLoader(valid, bs=16), device='cpu')
+    dls.n_inp = 2
+    return dls
+
+def exports_and_loads(make, tmp_path):
+    "A learner with this callback, exported and loaded, predicts the same and has an empty record."
+    from fastai.learner import load_learner
+    learn = make_learner(cbs=make(), path=tmp_path)
+    learn.fit(2)
+    learn.export('l.pkl')
+    again = load_learner(tmp_path/'l.pkl')
+    assert type(again.selection) is type(learn.selection) and again.selection.epochs.empty
+    x = blobs()[1].ts[0]
+    with torch.no_grad(): assert torch.equal(again.model.eval()(x), learn.model.eval()(x))
+
+def has_a_record(make, method):
+    "Three epochs with this callback are written down under the method's name, with its settings and every batch's scores."
+    from blf_explore.engine.record import colors
+    learn = make_learner(cbs=make())
+    learn.fit(3)
+    rec = learn.selection.record
+    assert rec.method==method and method in colors
+    assert set(rec.info['settings'])>=set(learn.selection.settings)
+    b = rec.batches
+    assert b.n_kept.sum()<b.n_seen.sum() and set(learn.selection.settings)<=set(b)
+    assert [len(o) for o in rec.losses]==b.n_seen.tolist()

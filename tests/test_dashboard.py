@@ -350,7 +350,7 @@ def test_no_holdout_model_has_seen_what_it_is_asked_about():
     import torch
     from fastai.vision.all import Learner, set_seed
     from blf_explore.engine.data import get_dls, get_model
-    from blf_explore.beyond import holdout_losses
+    from blf_explore.rho import holdout_losses
     from blf_explore.page.widgets import half_losses
     dls = get_dls(label_noise=1.)
     held = half_losses(dls, 3, epochs=12)

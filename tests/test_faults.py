@@ -5,10 +5,11 @@ import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.losses import LabelSmoothingCrossEntropyFlat
-from blf_explore.beyond import InfoBatch, RHOLoss
 from blf_explore.engine.filtering import SelectiveTraining, join, take
 from blf_explore.hnm import HardNegativeMining
 from blf_explore.importance import ImportanceSampling, TauSwitch
+from blf_explore.infobatch import InfoBatch
+from blf_explore.rho import RHOLoss
 from blf_explore.sb import RankSelectiveBackprop, SelectiveBackprop
 from core_tools import *
 

@@ -57,12 +57,12 @@ dashboard_methods = {
         'Draws by a bound of each sample’s gradient norm and weights what it drew, once τ says that it pays.',
         [_keep('draw')._replace(default=1/3), Knob('tau_th', 0., 4., .05, None, 'draw once τ is above this')],
         'bound of the gradient norm'),
-    'core-set': Method('Core-set batches', 'beyond', 'CoreSet',
+    'core-set': Method('Core-set batches', 'coreset', 'CoreSet',
         'Keeps samples that are far from one another in the last layer’s features.', [_keep('keep')]),
-    'RHO-LOSS': Method('RHO-LOSS', 'beyond', 'RHOLoss',
+    'RHO-LOSS': Method('RHO-LOSS', 'rho', 'RHOLoss',
         'Keeps the samples whose loss is furthest above what two small networks, each trained on the other half of the data, lose on them.',
         [_keep('keep')._replace(default=.1)], 'loss less holdout loss'),
-    'InfoBatch': Method('InfoBatch', 'beyond', 'InfoBatch',
+    'InfoBatch': Method('InfoBatch', 'infobatch', 'InfoBatch',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
         [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'),
          Knob('delta', 0., 1., .005, .875, 'share of training that prunes')], 'last training loss'),
@@ -350,7 +350,7 @@ def half_losses(
 )->"Tensor": # One loss per training sample, shape (N,)
     "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
     from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
-    data,filtering,beyond = map(_lib, ('engine.data','engine.filtering','beyond'))
+    data,filtering,rho = map(_lib, ('engine.data','engine.filtering','rho'))
     def raises(e): raise e
     hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
     with _one_trains, filtering.rng_untouched(dls.device):
@@ -362,7 +362,7 @@ def half_losses(
             dl.n,dl.get_idxs = len(mine),lambda mine=mine: random.sample(mine, len(mine))
             learn = Learner(DataLoaders(dl, dls.valid, device=dls.device), data.get_model('convnet', dls), cbs=hook)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-            if not stopped(): res[others] = beyond.holdout_losses(learn.model, dls)[others]
+            if not stopped(): res[others] = rho.holdout_losses(learn.model, dls)[others]
     return res
 
 # %% ../../nbs/page/02_widgets.ipynb #e70de0ef
