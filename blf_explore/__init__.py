@@ -3,7 +3,6 @@
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
-- `blf_explore.engine.filtering`: One callback that scores a batch, selects from it, trains on what was selected, and writes down what it did
 - `blf_explore.engine.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
 - `blf_explore.engine.record`: What happened in a run: counts, times and losses, batch by batch and epoch by epoch
 - `blf_explore.engine.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays

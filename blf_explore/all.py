@@ -1,8 +1,15 @@
 "Everything of the package: `from blf_explore.all import *`"
+from blf_explore.engine.knobs import *
 from blf_explore.engine.record import *
+from blf_explore.engine.rows import *
 from blf_explore.engine.losses import *
 from blf_explore.engine.timing import *
 from blf_explore.engine.data import *
+from blf_explore.engine.loading import *
+from blf_explore.engine.traces import *
+from blf_explore.engine.looking import *
+from blf_explore.engine.rehearsal import *
+from blf_explore.engine.logbook import *
 from blf_explore.engine.filtering import *
 from blf_explore.blf import *
 from blf_explore.hnm import *

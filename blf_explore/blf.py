@@ -18,7 +18,9 @@ __all__ = ['check_blf', 'select', 'BatchLossFilter']
 # %% ../nbs/lessons/01_blf.ipynb #9b5ebb29
 import math
 from fastai.basics import *
-from .engine.filtering import SelectiveTraining, Selection, check_share
+from .engine.knobs import check_share, count
+from .engine.rows import Selection
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/01_blf.ipynb #f41649f0
 def check_blf(
@@ -45,7 +47,7 @@ def _select(losses, loss_perc, sample_perc):
     else:
         mass = np.maximum(vals, 0).cumsum()
         m = int(mass.searchsorted(loss_perc*mass[-1]))+1
-    return Selection(torch.from_numpy(idxs[:min(n, max(m, math.ceil(n*sample_perc)))]).to(losses.device))
+    return Selection(torch.from_numpy(idxs[:min(n, max(m, count(n, sample_perc)))]).to(losses.device))
 
 def select(
     losses:Tensor, # One loss per sample, shape (n,), n>=1; a negative one counts as no loss
@@ -68,7 +70,7 @@ class BatchLossFilter(SelectiveTraining):
         sample_perc=0., # Least share of the samples to keep, in [0, 1], or a fastai schedule
         **kwargs # Passed on to `SelectiveTraining`
     ):
-        check_blf(loss_perc, sample_perc)
+        self.check(loss_perc=loss_perc, sample_perc=sample_perc)
         super().__init__(selector=_select, **kwargs)
         self.loss_perc,self.sample_perc = loss_perc,sample_perc
 

@@ -14,9 +14,11 @@ The rule itself is a plain function: `k_center`."""
 __all__ = ['k_center', 'CoreSet']
 
 # %% ../nbs/lessons/06_coreset.ipynb #eaf10866
-import math
 from fastai.basics import *
-from .engine.filtering import SelectiveTraining, Selection, check_share, check_whole, not_compiled
+from .engine.knobs import check_whole, count
+from .engine.rows import Selection
+from .engine.traces import not_compiled
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/06_coreset.ipynb #8fd6469f
 def k_center(
@@ -60,7 +62,7 @@ class CoreSet(SelectiveTraining):
         sample_perc=.5, # Share of each batch to keep, in (0, 1], or a fastai schedule within [0, 1]
         **kwargs # Passed on to `SelectiveTraining`; `stale` is not accepted
     ):
-        check_share('sample_perc', sample_perc, zero=False)
+        self.check(sample_perc=sample_perc)
         super().__init__(selector=self.cover, **kwargs)
         self.sample_perc = sample_perc
 
@@ -70,7 +72,7 @@ class CoreSet(SelectiveTraining):
         hook = _last_linear(model).register_forward_pre_hook(keep)
         try:
             # `_orig_mod`: before PyTorch 2.6 `not_compiled` does nothing
-            with not_compiled(self._fit is not None and self._fit.compiled): return super().forward(getattr(model, '_orig_mod', model), *xb)
+            with not_compiled(self._fit is not None and self._fit.look.compiled): return super().forward(getattr(model, '_orig_mod', model), *xb)
         finally: hook.remove()
 
     def cover(self, scores, sample_perc):
@@ -80,14 +82,12 @@ class CoreSet(SelectiveTraining):
             got = 'nothing' if f is None else f'shape {tuple(f.shape)}'
             raise ValueError(f"model's last nn.Linear was given {got} for a batch of {n}: "
                              "CoreSet needs a model whose last one is given a row per sample")
-        return Selection(k_center(f, max(1, math.ceil(n*sample_perc))) if f.isfinite().all() else torch.arange(n))
+        return Selection(k_center(f, max(1, count(n, sample_perc))) if f.isfinite().all() else torch.arange(n))
 
-    def check(self, **settings):
-        super().check(**settings)
-        check_share('sample_perc', settings['sample_perc'], zero=False)
+    def begin(self):
         if self.stale:
             raise ValueError(f"stale={self.stale} is not accepted: CoreSet needs the features of the whole batch each time, so give stale=0")
-        if self.learn is not None: _last_linear(self.model)
+        _last_linear(self.model)
 
     def _init_state(self):
         super()._init_state()

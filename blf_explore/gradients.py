@@ -17,9 +17,11 @@ __all__ = ['sign_agreement', 'cosine', 'flat_grad', 'probing', 'subset_grad', 'a
 # %% ../nbs/lessons/05_gradients.ipynb #83ff5865
 import random
 from fastai.basics import *
-from torch.utils._pytree import tree_map
-from .engine.losses import per_sample_loss, batch_size
-from .engine.filtering import SelectiveTraining, Selection, take, sample_idxs, rng_untouched, eval_mode
+from .engine.rows import Selection, batch_size, take, tensor_map
+from .engine.losses import per_sample_loss
+from .engine.loading import Numbered, cannot_number
+from .engine.traces import eval_mode, rng_untouched
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/05_gradients.ipynb #67d5862e
 def sign_agreement(
@@ -60,15 +62,17 @@ def subset_grad(
     loss_func, # Any loss that `per_sample_loss` accepts
     xb:tuple, # Inputs of n samples
     yb:tuple, # Targets of n samples
-    sel=None # A `Selection`, positions, or None for all
+    sel=None, # A `Selection`, positions, or None for all
+    look=None # A learner's `Look`, whose callbacks then stand between model and loss, as in training; None: nothing does
 )->Tensor: # Flat gradient of the (weighted) mean loss of the chosen samples
     "The gradient that training on some samples of a batch would follow."
     idxs,weights = sel if isinstance(sel, Selection) else (sel, None)
     if idxs is not None:
         n = batch_size((xb, yb))
         xb,yb = take(xb, idxs, n),take(yb, idxs, n)
-    with probing(model):
-        losses = per_sample_loss(loss_func, model(*xb), *yb)
+    with probing(model) if look is None else look.aside(look.mode, grad=True):
+        preds,yb = (model(*xb),yb) if look is None else look.preds(xb, yb)
+        losses = per_sample_loss(loss_func, preds, *yb)
         return flat_grad((losses if weights is None else losses*weights).mean(), _trainable(model))
 
 # %% ../nbs/lessons/05_gradients.ipynb #a6885911
@@ -140,10 +144,11 @@ class GradientProbe(Callback):
             random.seed(self.seed); torch.manual_seed(self.seed)
             if hasattr(dl, 'new'):
                 dl = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False)
-                b = dl.one_batch()
-                if self.learn.selection.by_id: self.ids = sample_idxs(dl, 0, batch_size(b))
+                if self.learn.selection.by_id and not cannot_number(dl): dl = Numbered(dl)
+                with dl.fake_l.no_multiproc(): b = next(iter(dl))
+                if isinstance(dl, Numbered): self.ids = dl.ids
             else: b = next(iter(torch.utils.data.DataLoader(dl.dataset, self.n, shuffle=True, collate_fn=dl.collate_fn))) # PyTorch's own
-        b = tree_map(lambda o: o.as_subclass(Tensor) if isinstance(o, Tensor) else o, b) # as CastToTensor does for training
+        b = tensor_map(lambda o: o.as_subclass(Tensor), b) # as CastToTensor does for training
         return self.learn._set_device(b)
 
     def measure(self):
@@ -151,7 +156,7 @@ class GradientProbe(Callback):
         cb = self.learn.selection
         f = cb._fit
         if f is None: return
-        with f.timer.excluded(): self._measure(cb, f)
+        with f.log.timer.excluded(): self._measure(cb, f)
 
     def _measure(self, cb, f):
         if self.batch is None: self.batch = self._draw()
@@ -159,10 +164,10 @@ class GradientProbe(Callback):
         xb,yb = self.batch[:i],self.batch[i:]
         n = batch_size((xb, yb))
         sel = cb.would_keep(xb, yb, self.ids)
-        if sel is None: return # scores that are not finite
-        g = torch.Generator().manual_seed(self.seed+f.n_batch)
-        ref = subset_grad(self.model, f.loss_func, xb, yb)
-        kept = subset_grad(self.model, f.loss_func, xb, yb, sel)
-        rand = subset_grad(self.model, f.loss_func, xb, yb, torch.randperm(n, generator=g)[:len(sel.idxs)])
-        f.record.add('probes', epoch=self.epoch, batch=f.n_batch, n=n, n_kept=len(sel.idxs), sign_agreement=sign_agreement(kept, ref),
+        if sel is None or not len(sel.idxs): return # scores that are not finite, or nothing kept
+        xb,yb = f.look.prepare(xb, yb)
+        def grad(sel=None): return subset_grad(self.model, f.look.loss_func, xb, yb, sel, f.look)
+        ref,kept = grad(),grad(sel)
+        rand = grad(torch.randperm(n, generator=torch.Generator().manual_seed(self.seed+f.log.n_batch))[:len(sel.idxs)])
+        cb.record.add('probes', epoch=self.epoch, batch=f.log.n_batch, n=n, n_kept=len(sel.idxs), sign_agreement=sign_agreement(kept, ref),
                      cosine=cosine(kept, ref), random_sign_agreement=sign_agreement(rand, ref), random_cosine=cosine(rand, ref))

@@ -16,16 +16,17 @@ learn.selection.epochs # samples kept, seconds spent
 __all__ = ['hardest', 'HardNegativeMining']
 
 # %% ../nbs/lessons/02_hnm.ipynb #45259735
-import math
 from fastai.basics import *
-from .engine.filtering import SelectiveTraining, Selection, check_share
+from .engine.knobs import check_share, count
+from .engine.rows import Selection
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/02_hnm.ipynb #4a3094cd
 def _hardest(losses, sample_perc):
     "`hardest` for a setting that was checked, of which a schedule may touch 0: one sample is then kept."
     losses = torch.as_tensor(losses).detach()
     # stable: the same losses give the same samples on every device, as `topk` does not promise
-    return Selection(losses.argsort(descending=True, stable=True)[:max(1, math.ceil(len(losses)*sample_perc))])
+    return Selection(losses.argsort(descending=True, stable=True)[:max(1, count(len(losses), sample_perc))])
 
 def hardest(
     losses:Tensor, # One loss per sample, shape (n,), n>=1
@@ -47,10 +48,6 @@ class HardNegativeMining(SelectiveTraining):
         sample_perc=.5, # Share of each batch to keep, in (0, 1], or a fastai schedule within [0, 1]
         **kwargs # Passed on to `SelectiveTraining`
     ):
-        check_share('sample_perc', sample_perc, zero=False)
+        self.check(sample_perc=sample_perc)
         super().__init__(selector=_hardest, **kwargs)
         self.sample_perc = sample_perc
-
-    def check(self, **settings):
-        super().check(**settings)
-        check_share('sample_perc', settings['sample_perc'], zero=False)

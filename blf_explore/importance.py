@@ -25,9 +25,11 @@ import math
 from functools import partial
 from fastai.basics import *
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
-from .engine.losses import per_sample_loss, batch_size
-from .engine.filtering import SelectiveTraining, Selection, check_share, check_whole, eval_mode, rng_untouched, at, in_words
+from .engine.knobs import at, check_whole, count, in_words, methods
+from .engine.rows import Selection, batch_size, leaves, tensor_map
+from .engine.losses import per_sample_loss
+from .engine.traces import eval_mode, rng_untouched
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/04_importance.ipynb #68ac8eaf
 def weighted_draw(
@@ -68,16 +70,15 @@ def grad_norm(
     n = batch_size((*xb, *yb))
     params = {k: o.detach() for k,o in model.named_parameters() if o.requires_grad}
     if not params: raise ValueError(f"model={type(model).__name__} has no parameter with a gradient: unfreeze some")
-    leaves,spec = tree_flatten((xb, yb))
-    leaves = [o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in leaves]
-    rows = [i for i,o in enumerate(leaves) if isinstance(o, Tensor) and o.ndim and len(o)==n]
+    b = tensor_map(lambda o: o.as_subclass(Tensor), (xb, yb))
+    def has_rows(o): return isinstance(o, Tensor) and o.ndim>0 and len(o)==n
     def loss(params, *sample):
-        b = list(leaves) # what does not have a row per sample is passed on as it is
-        for i,o in zip(rows, sample): b[i] = o[None]
-        x,y = tree_unflatten(b, spec)
+        it = iter(sample)
+        x,y = tensor_map(lambda o: next(it)[None] if has_rows(o) else o, b) # what does not have a row per sample is passed on as it is
         return per_sample_loss(loss_func, functional_call(model, params, x), *y)[0]
     def norm(*sample): return sum(_float(o).pow(2).sum() for o in grad(loss)(params, *sample).values()).sqrt()
-    samples,size = [leaves[i] for i in rows],max(1, 2**22//sum(o.numel() for o in params.values()))
+    samples = [o for o in leaves(b) if has_rows(o)]
+    size = max(1, 2**22//sum(o.numel() for o in params.values()))
     with rng_untouched(next(model.parameters()).device), eval_mode(model):
         try: res = vmap(norm, randomness='different', chunk_size=size)(*samples)
         except Exception: res = torch.stack([norm(*o) for o in zip(*samples)]) # an error that is not vmap's comes again
@@ -122,11 +123,11 @@ def _formula(loss_func, preds, targs):
 
 def _by_autograd(loss_func, preds, *targs):
     "Norm of the gradient of each sample's loss at the output, for any loss."
-    n,(leaves,spec) = batch_size(preds),tree_flatten(preds)
-    leaves = [o.detach().as_subclass(Tensor) if isinstance(o, Tensor) else o for o in leaves]
-    rows = [o for o in leaves if isinstance(o, Tensor) and o.is_floating_point() and o.ndim and len(o)==n]
+    n = batch_size((preds, *targs))
+    preds = tensor_map(lambda o: o.detach().as_subclass(Tensor), preds)
+    rows = [o for o in leaves(preds) if isinstance(o, Tensor) and o.is_floating_point() and o.ndim and len(o)==n]
     for o in rows: o.requires_grad_()
-    with torch.enable_grad(): loss = per_sample_loss(loss_func, tree_unflatten(leaves, spec), *targs).sum()
+    with torch.enable_grad(): loss = per_sample_loss(loss_func, preds, *targs).sum()
     if not loss.requires_grad:
         raise ValueError(f"loss_func={loss_func!r} gives the model's output no gradient: give another score or loss")
     grads = torch.autograd.grad(loss, rows, allow_unused=True)
@@ -173,15 +174,7 @@ def check_tau_th(
     tau_th # None, a number of at least 0, or a schedule of such numbers
 ):
     "Raise `ValueError`, with one sentence, for anything else; return `tau_th`."
-    def ok(o): return isinstance(o, (int,float,np.number)) and not isinstance(o, bool) and 0<=o<math.inf
-    try: good = tau_th is None or (all(ok(tau_th(o)) for o in np.linspace(0, 1, 101)) if callable(tau_th) else ok(tau_th))
-    except Exception as e:
-        raise ValueError(f"tau_th={tau_th!r} is not a schedule that can be called with the share of training done, "
-                         "from 0 to 1") from e
-    if good: return tau_th
-    what = 'a schedule that does not give numbers of at least 0' if callable(tau_th) else repr(tau_th)
-    raise ValueError(f"tau_th={what} is not accepted: give a number of at least 0 (0: always on), a fastai schedule of such "
-                     "numbers, or None for the published threshold")
+    return methods['importance'].knobs[1].check(tau_th)
 
 class TauSwitch:
     """Lets a method select while the running mean of `tau` is above a threshold; before, batches train plainly. For `switch=`
@@ -207,7 +200,7 @@ class TauSwitch:
     def threshold(self, n, cb):
         "The threshold for a batch of `n`, at this moment of the training."
         th = at(self.tau_th, cb.pct_train)
-        return tau_threshold(n, max(1, math.ceil(n*at(cb.sample_perc, cb.pct_train)))) if th is None else th
+        return tau_threshold(n, max(1, count(n, at(cb.sample_perc, cb.pct_train)))) if th is None else th
 
     def is_on(self, state, n, cb):
         th = self.threshold(n, cb)
@@ -236,23 +229,19 @@ class ImportanceSampling(SelectiveTraining):
     ):
         if switch is not None and tau_th is not None:
             raise ValueError(f"tau_th={tau_th!r} and switch={switch!r} are both given: give one of them")
+        self.check(sample_perc=sample_perc, tau_th=tau_th)
         # a copy, as its threshold is a setting of this callback
         switch = TauSwitch(tau_th, score) if switch is None else copy(switch)
         super().__init__(score, self.draw, switch=switch, **kwargs)
-        self.sample_perc = check_share('sample_perc', sample_perc, zero=False)
+        self.sample_perc = sample_perc
 
     @property
     def tau_th(self): return getattr(self.switch, 'tau_th', None)
     @tau_th.setter
     def tau_th(self, val): self.switch.tau_th = val
 
-    def check(self, **settings):
-        super().check(**settings)
-        check_share('sample_perc', settings['sample_perc'], zero=False)
-        check_tau_th(settings['tau_th'])
-
     def draw(self, scores, sample_perc, **_):
         "A weighted draw of `sample_perc` of n samples, at least one; all of them, without weights, at 1."
         n = len(scores)
         if sample_perc>=1: return Selection(torch.arange(n))
-        return weighted_draw(scores, max(1, math.ceil(n*sample_perc)), self.gen)
+        return weighted_draw(scores, max(1, count(n, sample_perc)), self.gen)

@@ -16,15 +16,17 @@ __all__ = ['check_infobatch', 'infobatch_keep', 'InfoBatch']
 # %% ../nbs/lessons/08_infobatch.ipynb #d41e26eb
 import math
 from fastai.basics import *
-from .engine.filtering import SelectiveTraining, Selection, check_share
+from .engine.knobs import methods
+from .engine.rows import Selection
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/08_infobatch.ipynb #0b3d7deb
-def _infobatch(losses, mean, prune, gen):
+def _infobatch(losses, mean, prune, gen, least=1):
     low,n = losses.double()<mean,len(losses)
     if prune==0 or not low.any(): return Selection(torch.arange(n))
     drop = low & (torch.rand(n, generator=gen)<prune)
     weights = torch.where(low, 1/(1-prune), 1.)
-    if drop.all(): # one is always kept; that it weighs nothing keeps the sum unbiased
+    if drop.all() and least: # one is always kept; that it weighs nothing keeps the sum unbiased
         i = losses.argmax()[None]
         return Selection(i, 0*weights[i])
     idxs = (~drop).nonzero()[:,0]
@@ -35,11 +37,7 @@ def check_infobatch(
     delta=.875 # Number in [0, 1], or a schedule within it
 ):
     "Raise `ValueError`, with one sentence, for settings that InfoBatch does not accept."
-    check_share('prune', prune)
-    check_share('delta', delta)
-    if (max(map(prune, np.linspace(0, 1, 101))) if callable(prune) else prune)==1:
-        raise ValueError(f"prune={'a schedule that reaches 1' if callable(prune) else repr(prune)} would drop every sample below the mean, "
-                         "and none would be left to stand for them: give a number from 0 up to, but not including, 1")
+    for knob,val in zip(methods['InfoBatch'].knobs, (prune, delta)): knob.check(val)
 
 def infobatch_keep(
     losses:Tensor, # Last loss of each sample, shape (n,), n>=1, on the CPU; NaN, of one that has none yet, is kept
@@ -68,22 +66,17 @@ class InfoBatch(SelectiveTraining):
         queue=True, # Let the kept samples wait until they fill a batch?
         **kwargs # Passed on to `SelectiveTraining`
     ):
-        check_infobatch(prune, delta)
+        self.check(prune=prune, delta=delta)
         super().__init__(selector=self.draw, warmup=warmup, queue=queue, **kwargs)
         self.prune,self.delta = prune,delta
 
     def begin_epoch(self):
         "The mean is that of the moment when the epoch begins."
-        last = self.memory.get('last')
-        self.memory['mean'] = math.nan if last is None else last.double().nanmean().item()
+        self.memory['mean'] = math.nan if self.known is None else self.known.mean()
 
     def draw(self, scores, prune, delta):
         "Of the last losses themselves: in `scores` those that are not known yet are filled in."
         n,mean = len(scores),self.memory['mean']
         if math.isnan(mean) or self.epoch+1>self.n_epoch*delta: return Selection(torch.arange(n))
-        sel = _infobatch(self.memory['last'][self.ids], mean, prune, self.gen)
+        sel = _infobatch(self.known.scores[self.ids], mean, prune, self.gen, least=0 if self.queue else 1)
         return sel if self.queue or sel.weights is None else Selection(sel.idxs, sel.weights*(len(sel.idxs)/n))
-
-    def check(self, **settings):
-        super().check(**settings)
-        check_infobatch(settings['prune'], settings['delta'])

@@ -16,9 +16,11 @@ __all__ = ['holdout_losses', 'RHOLoss']
 import io, os, secrets
 from contextlib import nullcontext
 from fastai.basics import *
-from torch.utils._pytree import tree_map
+from .engine.rows import batch_size, tensor_map
 from .engine.losses import per_sample_loss
-from .engine.filtering import eval_mode, rng_untouched
+from .engine.loading import Numbered, cannot_number
+from .engine.traces import eval_mode, rng_untouched
+from .engine.looking import Look
 from .hnm import HardNegativeMining
 
 # %% ../nbs/lessons/07_rho.ipynb #08dead9f
@@ -30,19 +32,41 @@ def _in_order(dls):
                                            num_workers=dl.num_workers)
     dl = dl.new(shuffle=False, drop_last=False)
     dl.get_idxs = lambda: list(range(len(ds))) # a loader of texts would sort them by length
-    return dl
+    return dl if cannot_number(dl) else Numbered(dl)
+
+def _losses_of(model, loss_func, device):
+    "A function that gives the losses of a batch; a learner's callbacks stand between its model and its loss, as in training."
+    if isinstance(model, Learner):
+        look = Look(model)
+        def losses(xb, yb):
+            xb,yb = look.prepare(xb, yb)
+            with look.aside(): preds,yb = look.preds(xb, yb)
+            return per_sample_loss(loss_func, preds, *yb)
+        return losses
+    def losses(xb, yb):
+        preds = model(*xb)
+        try: return per_sample_loss(loss_func, preds, *yb)
+        except Exception as e:
+            raise ValueError(f"model={type(model).__name__} gives an output that loss_func={loss_func!r} cannot take ({type(e).__name__}: {e}): "
+                             "give the Learner that trained it, whose callbacks hand it on as they did in training") from e
+    return losses
 
 def _compute_holdout(model, dls, loss_func):
-    ds,res = dls.train.dataset,[]
-    device = next((o.device for o in model.parameters()), 'cpu')
+    ds = dls.train.dataset
+    net = model.model if isinstance(model, Learner) else model
+    device = next((o.device for o in net.parameters()), 'cpu')
+    losses,res,done = _losses_of(model, loss_func, device),torch.full((len(ds),), torch.nan),0
     # as validation sees the samples: without random augmentation, where the data set knows how
     plain = ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext()
-    with rng_untouched(device), plain, eval_mode(model), torch.no_grad():
-        for b in _in_order(dls):
-            b = tree_map(lambda o: o.as_subclass(Tensor) if isinstance(o, Tensor) else o, to_device(b, device)) # as fastai does for training
+    with rng_untouched(device), plain, eval_mode(net), torch.no_grad():
+        for b in (dl := _in_order(dls)):
+            b = tensor_map(lambda o: o.as_subclass(Tensor), to_device(b, device)) # as fastai does for training
             i = getattr(dls, 'n_inp', max(1, len(b)-1))
-            res.append(per_sample_loss(loss_func, model(*b[:i]), *b[i:]).float().cpu())
-    return torch.cat(res)
+            n = batch_size(b)
+            ids = dl.ids if isinstance(dl, Numbered) else torch.arange(done, done+n)
+            if len(ids)==n and done+n<=len(ds): res[ids] = losses(b[:i], b[i:]).float().cpu()
+            done += n
+    return res,done
 
 # %% ../nbs/lessons/07_rho.ipynb #3c3152d1
 _format = 'blf_explore holdout losses 1'
@@ -70,9 +94,9 @@ def _read_losses(path, n):
     return res
 
 def holdout_losses(
-    model, # A `nn.Module` that was trained on other data than `dls.train`, and not on `dls.valid` either
+    model, # A `nn.Module`, or its `Learner`, that was trained on other data than `dls.train`, and not on `dls.valid` either
     dls, # The `DataLoaders` that the target model will train on, N samples in `dls.train`
-    loss_func=None, # Any loss that `per_sample_loss` accepts; None: the training set's own, as for a `Learner`
+    loss_func=None, # Any loss that `per_sample_loss` accepts; None: the learner's, or the training set's own
     path=None # File to keep them in, customarily `*.npz`; where it exists it is read, and `model` is not asked
 )->Tensor: # One loss per training sample, in the data set's order, float32, shape (N,), on the CPU
     """What `model` loses on each training sample, in eval mode, without random augmentation: the irreducible loss of RHO-LOSS.
@@ -81,9 +105,9 @@ def holdout_losses(
     file that is damaged or of another length, and for losses that are not finite; `OSError` where nothing can be written.
     Source: Mindermann et al. 2022, arXiv 2206.07137, eq. 3; OATML/RHO-Loss."""
     ds = dls.train.dataset
-    if loss_func is None: loss_func = getattr(ds, 'loss_func', None)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is not accepted: give a nn.Module, such as learn.model")
+    if loss_func is None: loss_func = model.loss_func if isinstance(model, Learner) else getattr(ds, 'loss_func', None)
+    if not isinstance(model, (nn.Module,Learner)):
+        raise ValueError(f"model={type(model).__name__} is not accepted: give a Learner, or a nn.Module such as learn.model")
     if loss_func is None:
         raise ValueError("loss_func=None is not accepted, the training set has none of its own: give the loss that the target model trains with")
     if path is not None:
@@ -92,8 +116,8 @@ def holdout_losses(
         if path.is_dir(): raise IsADirectoryError(f"path={str(path)!r} is a folder: give the name of a file")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"path={str(path)!r} cannot be written, there is no folder {str(path.parent)!r}: make it, or give another")
-    res = _compute_holdout(model, dls, loss_func)
-    if len(res)!=len(ds): raise ValueError(f"dls.train gives {len(res)} samples of a set of {len(ds)}: give one that skips none")
+    res,done = _compute_holdout(model, dls, loss_func)
+    if done!=len(ds): raise ValueError(f"dls.train gives {done} samples of a set of {len(ds)}: give one that skips none")
     if bad := (~res.isfinite()).sum().item():
         raise ValueError(f"model gives losses that are not finite for {bad} of {len(res)} training samples: give one that can be trusted on them")
     if path is not None: _write_losses(path, res)
@@ -118,8 +142,7 @@ class RHOLoss(HardNegativeMining):
 
     def adjust(self, scores): return scores-self.holdout[self.ids]
 
-    def check(self, **settings):
-        super().check(**settings)
-        if self.learn is not None and len(self.holdout)!=(N := len(self.dls.train.dataset)):
+    def begin(self):
+        if len(self.holdout)!=(N := len(self.dls.train.dataset)):
             raise ValueError(f"holdout has {len(self.holdout)} losses for a training set of {N} samples: "
                              "give what holdout_losses returns for these dls")

@@ -19,9 +19,10 @@ __all__ = ['percentiles', 'check_beta', 'keep_probability', 'independent_draw', 
            'RankSelectiveBackprop']
 
 # %% ../nbs/lessons/03_sb.ipynb #8754100a
-import math
 from fastai.basics import *
-from .engine.filtering import SelectiveTraining, Selection, check_share, check_whole
+from .engine.knobs import check_share, check_whole, count, methods
+from .engine.rows import Selection
+from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/03_sb.ipynb #d837f8b5
 def percentiles(
@@ -37,13 +38,7 @@ def check_beta(
     beta # A number of at least 0, or a schedule of such
 ):
     "Raise `ValueError`, with one sentence, for anything else; return `beta`."
-    def ok(o): return isinstance(o, (int,float,np.number)) and not isinstance(o, bool) and 0<=o<math.inf
-    try: good = all(ok(beta(o)) for o in np.linspace(0, 1, 101)) if callable(beta) else ok(beta)
-    except Exception as e:
-        raise ValueError(f"beta={beta!r} is not a schedule that can be called with the share of training done, from 0 to 1") from e
-    if good: return beta
-    what = 'a schedule that goes below 0 or does not give numbers' if callable(beta) else repr(beta)
-    raise ValueError(f"beta={what} is not accepted: give a number of at least 0 (0 keeps all), or a fastai schedule of such")
+    return methods['SB'].knobs[0].check(beta)
 
 def keep_probability(
     losses:Tensor, # Losses of a batch, shape (n,)
@@ -56,12 +51,13 @@ def keep_probability(
 def independent_draw(
     losses:Tensor, # Losses of a batch, shape (n,), n>=1: the order of the result
     probs:Tensor, # Chance of each to be kept, in [0, 1], shape (n,)
-    gen=None # torch.Generator to draw from; None: torch's own
+    gen=None, # torch.Generator to draw from; None: torch's own
+    least:int=1 # Keep the hardest one if chance keeps none (1), or none (0)
 )->Selection: # Positions, hardest first, without weights
-    "Keep each sample with its own chance, whatever happens to the others; the hardest one if that keeps none."
+    "Keep each sample with its own chance, whatever happens to the others."
     order = losses.argsort(descending=True, stable=True)
     kept = (torch.rand(len(probs), generator=gen, dtype=torch.float64) < probs.cpu())[order.cpu()].to(order.device)
-    return Selection(order[kept] if kept.any() else order[:1])
+    return Selection(order[kept] if kept.any() else order[:least])
 
 # %% ../nbs/lessons/03_sb.ipynb #3d933474
 class SelectiveBackprop(SelectiveTraining):
@@ -75,7 +71,7 @@ class SelectiveBackprop(SelectiveTraining):
         stale:int=0, # Epochs for which a sample's last loss is used again
         **kwargs # Passed on to `SelectiveTraining`
     ):
-        check_beta(beta)
+        self.check(beta=beta, stale=stale)
         check_whole('history', history, 1)
         super().__init__(selector=self.draw, warmup=warmup, queue=queue, stale=stale, **kwargs)
         self.beta,self.history = beta,history
@@ -87,13 +83,8 @@ class SelectiveBackprop(SelectiveTraining):
         self.memory['history'] = torch.cat([self.memory['history'], scores])[-self.history:]
 
     def draw(self, scores, beta, **_):
-        "The callback's selector: the batch's losses are in the history already."
-        return independent_draw(scores, keep_probability(scores, self.memory['history'], beta), self.gen)
-
-    def check(self, **settings):
-        super().check(**settings)
-        check_beta(settings['beta'])
-        check_whole('stale', settings['stale'])
+        "The callback's selector: the batch's losses are in the history already. Where a queue waits for more, a batch may give none."
+        return independent_draw(scores, keep_probability(scores, self.memory['history'], beta), self.gen, least=0 if self.queue else 1)
 
 # %% ../nbs/lessons/03_sb.ipynb #64cbb73d
 def rank_draw(
@@ -106,7 +97,7 @@ def rank_draw(
     check_share('sample_perc', sample_perc)
     if not len(losses): raise ValueError("losses is empty: give the losses of at least one sample")
     n,order = len(losses),losses.argsort(descending=True, stable=True)
-    k = math.ceil(n*sample_perc)
+    k = count(n, sample_perc)
     if k in (0,n): return Selection(order[:max(k, 1)])
     # weights up to a factor, so that the hardest has 1: a large exponent would make all of them 0
     w = ((n-.5-torch.arange(n, dtype=torch.float64))/(n-.5))**(1/sample_perc-1)
@@ -124,14 +115,10 @@ class RankSelectiveBackprop(SelectiveTraining):
         scale_factor:float=1., # Of the images' height and width for the scoring forward, in (0, 1]
         **kwargs # Passed on to `SelectiveTraining`
     ):
-        check_share('sample_perc', sample_perc, zero=False)
+        self.check(sample_perc=sample_perc)
         super().__init__(selector=self.draw, start=start, end=end, interrupt=interrupt, scale_factor=scale_factor, **kwargs)
         self.sample_perc = sample_perc
 
     def draw(self, scores, sample_perc, **_):
         "The callback's selector."
         return rank_draw(scores, sample_perc, self.gen)
-
-    def check(self, **settings):
-        super().check(**settings)
-        check_share('sample_perc', settings['sample_perc'], zero=False)

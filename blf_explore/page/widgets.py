@@ -253,11 +253,11 @@ class Lane:
         holdout=None # For RHO-LOSS: the holdout losses, and the seconds that they took
     ):
         from fastai.vision.all import Learner, Callback, DataLoaders, accuracy, set_seed
-        data,filtering,gradients = map(_lib, ('engine.data','engine.filtering','gradients'))
+        data,traces,gradients = map(_lib, ('engine.data','engine.traces','gradients'))
         self.i,self.side,self.settings,self.turns,self.changed = i,side,settings,turns,changed
         self.method = settings[side]
         self.error,self.done,self.last,self.n_batch,self.at,self.turn,self.holdout = None,False,None,0,None,ExitStack(),holdout
-        with filtering.rng_untouched(dls.device):
+        with traces.rng_untouched(dls.device):
             set_seed(settings['seed'])
             dls = DataLoaders(*[o.new() for o in dls.loaders], path=dls.path, device=dls.device)
             dls.train.rng = random.Random(settings['seed'])
@@ -269,7 +269,7 @@ class Lane:
             hook = Callback(before_batch=lambda o: self._before_batch(), after_batch=lambda o: self._after_batch())
             hook.order = -100
             self.learn = Learner(dls, data.get_model(settings['network'], dls), metrics=accuracy, cbs=[*cbs, hook])
-            self.rng = filtering.rng_state(dls.device)
+            self.rng = traces.rng_state(dls.device)
         self.thread = threading.Thread(target=self._train, daemon=True, name=f'blf_explore {self.method}')
 
     @property
@@ -301,11 +301,11 @@ class Lane:
     @contextmanager
     def _mine(self):
         "While this lane trains, no other does, and the process's random state is this lane's."
-        filtering,device = _lib('engine.filtering'),self.learn.dls.device
-        with _one_trains, filtering.rng_untouched(device):
-            filtering.set_rng_state(self.rng, device)
+        traces,device = _lib('engine.traces'),self.learn.dls.device
+        with _one_trains, traces.rng_untouched(device):
+            traces.set_rng_state(self.rng, device)
             try: yield
-            finally: self.rng = filtering.rng_state(device)
+            finally: self.rng = traces.rng_state(device)
 
     def _begin(self): self.turn.enter_context(self._mine())
     def _end(self): self.turn.close()
@@ -350,10 +350,10 @@ def half_losses(
 )->"Tensor": # One loss per training sample, shape (N,)
     "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
     from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
-    data,filtering,rho = map(_lib, ('engine.data','engine.filtering','rho'))
+    data,traces,rho = map(_lib, ('engine.data','engine.traces','rho'))
     def raises(e): raise e
     hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
-    with _one_trains, filtering.rng_untouched(dls.device):
+    with _one_trains, traces.rng_untouched(dls.device):
         set_seed(seed)
         idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
         half = len(idxs)//2
