@@ -1,8 +1,13 @@
 "The record: its columns, its sums, its clock, and its files."
-import json, os, pickle, subprocess, sys, zipfile
+import json, math, os, pickle, subprocess, sys, zipfile
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np, pandas as pd, pytest, torch
-from blf_explore.engine.record import Record, load
+from fastai.basics import AccumMetric, CancelTrainException, CancelValidException
+from blf_explore.engine.record import Record, joined, load, metric_columns
 from blf_explore.blf import BatchLossFilter
 from blf_explore.engine.filtering import SelectiveTraining
 from blf_explore.gradients import GradientProbe, agreement_curve, cosine, sign_agreement, subset_grad
@@ -252,6 +257,216 @@ def test_not_finite_numbers_survive(tmp_path):
     r.losses.append(np.array([1, np.inf, np.nan, 0], np.float32))
     same(r, load(r.save(tmp_path/'r.npz')))
     assert load(tmp_path/'r.npz').epochs.train_loss[0]==float('inf')
+
+# ---- what metrics return
+
+def old_file(path, tables, losses, **info):
+    "A file of format 1, written by none of our code: one array a column, of NumPy's own types."
+    info = dict(method='BLF', settings={}, device='cpu', seed=None, versions={}) | info
+    head = dict(format='blf_explore record 1', info=info)
+    arrays = {f'{t}.{c}': np.array(v) for t,cols in tables.items() for c,v in cols.items()}
+    lens = np.array([len(o) for o in losses])
+    np.savez_compressed(path, head=np.array(json.dumps(head)), losses=np.concatenate(losses), lens=lens, **arrays)
+
+def test_old_files_load(tmp_path):
+    tables = {t: dict(epoch=np.zeros(0)) for t in ('plain','probes','changes')}
+    tables['batches'] = dict(epoch=[0], batch=[0], finite=[True])
+    tables['epochs'] = dict(epoch=[0, 1], n_kept=[5, 6], valid_loss=[.5, np.nan], note=['', 'two'])
+    tables['epochs']['with a/slash'] = [np.nan, 1.5]
+    old_file(tmp_path/'old.npz', tables, [np.float32([1, 2])], n_iter=1)
+    r = load(tmp_path/'old.npz')
+    e = r.epochs
+    assert e.n_kept.tolist()==[5, 6] and e.note.tolist()==['','two']
+    assert e['with a/slash'][1]==1.5 and np.isnan(e.valid_loss[1])
+    assert r.batches.finite.tolist()==[True] and r.losses[0].tolist()==[1, 2] and r.info['n_iter']==1
+    same(load(r.save(tmp_path/'new')), r)
+
+class Stats(NamedTuple):
+    hits: int
+    rate: float
+
+@dataclass
+class Counts:
+    tp: object
+    by_class: object
+
+def test_any_value(tmp_path):
+    "What a metric may return, beside what a person would write down."
+    t = torch.tensor
+    values = [(None, None), (True, True), (np.bool_(False), False), (np.float32(.5), .5), (np.int64(7), 7), (t(3), 3),
+              (t(.5).requires_grad_(), .5), (t([.25, .75], dtype=torch.bfloat16), [.25, .75]), (np.zeros((0, 2)), []),
+              (np.array([[3, 1], [0, 4]]), [[3, 1], [0, 4]]), (t([[True], [False]]), [[True], [False]]),
+              (2**60+1, 2**60+1), (np.uint64(2**63+1), 2**63+1), (2**80, 2**80), (float('inf'), float('inf')),
+              ('good', 'good'), ('', ''), ('ends in \0', 'ends in \0'), ('Ünï "code"\n', 'Ünï "code"\n'),
+              (1+2j, '(1+2j)'), (Fraction(1, 4), .25), (Decimal('.5'), .5), ({2, 1}, [1, 2]),
+              (L(t(1), None), [1, None]),
+              (dict(a=t(1.), b={2: [np.float64(3)]}), dict(a=1., b={'2': [3.]})),
+              ({1: 'x', '1': 'y'}, {'1': 'x', '1 (2)': 'y'}), (Stats(3, t(.5)), dict(hits=3, rate=.5)),
+              (Counts(t(3), np.ones(2)), dict(tp=3, by_class=[1., 1.])), (b'raw', "b'raw'"), (float, "<class 'float'>"),
+              (pd.Series([1, 2], index=['a','b']), dict(a=1, b=2)), (torch.eye(2).to_sparse(), None)]
+    r,names = Record(),[f'm{i}' for i in range(len(values))]
+    r.add('epochs', epoch=0, **metric_columns(names, [v for v,_ in values]))
+    loaded = load(r.save(tmp_path/'r.npz'))
+    same(loaded, r)
+    for nm,(v,right) in list(zip(names, values))[:-1]:
+        for got in r.epochs[nm][0],loaded.epochs[nm][0]:
+            if right is None: assert np.isnan(got)
+            else:
+                got = got.item() if isinstance(got, np.generic) else got
+                assert got==right and type(got) is type(right), v
+    assert isinstance(loaded.epochs[names[-1]][0], (str,list)) # a sparse tensor: to be read, at least
+
+def test_a_column_keeps_its_type():
+    def kind(*vals):
+        r = Record()
+        for v in vals: r.add('epochs', **({} if v is None else dict(m=v)))
+        return r.columns('epochs').get('m', np.zeros(0)).dtype.kind
+    assert (kind(1, 2), kind(.5, 1), kind(True, False), kind('a', None))==('i','f','b','U')
+    assert (kind(1, None), kind(2**53, None), kind(2**62, 1))==('f','f','i')
+    for o in (2**62, None), (2**62, .5), ('a', 1), ([1], [2]), ([1], .5), ({}, {}): assert kind(*o)=='O'
+
+def test_a_metric_that_changes(tmp_path):
+    "Another shape, another kind, or nothing, from epoch to epoch."
+    r,vals = Record(),[np.ones(2), None, np.ones((2, 3)), .5, 'failed', float('nan'), [], 2**70]
+    for i,v in enumerate(vals): r.add('epochs', epoch=i, **metric_columns(['m'], [v]))
+    right = [[1., 1.], math.nan, [[1.]*3]*2, .5, 'failed', math.nan, [], 2**70]
+    for o in r,load(r.save(tmp_path/'r.npz')):
+        for a,b in zip(o.epochs.m, right): assert a==b or a!=a and b!=b
+        assert o.epochs.m.isna().tolist()==[False, True, False, False, False, True, False, False]
+
+def test_a_large_matrix(tmp_path):
+    r,m = Record(),np.random.RandomState(0).rand(500, 400)
+    for i in range(3): r.add('epochs', epoch=i, **metric_columns(['confusion'], [m+i]))
+    assert np.array_equal(np.array(load(r.save(tmp_path/'r.npz')).epochs.confusion[2]), m+2)
+
+NAMES = [(['accuracy']*3, ['accuracy','accuracy (2)','accuracy (3)']),
+         (['a','a','a (2)'], ['a','a (3)','a (2)']), # a name of one's own stays
+         (['cosine','n_kept','epoch','fit'], ['cosine (metric)','n_kept (metric)','epoch (metric)','fit (metric)']),
+         (['cosine','cosine','cosine (metric)'], ['cosine (metric) (2)','cosine (metric) (3)','cosine (metric)']),
+         (['train_loss','valid_loss']*2, ['train_loss','valid_loss','train_loss (metric)','valid_loss (metric)']),
+         (['', 'a', '  ', None, 'metric'], ['metric','a','metric (2)','metric (3)','metric (4)']),
+         (['a.b','a/b','../a','a\0','größe','a\nb','.npy','a.npy','a','x'*70000,'\ud800','self','table','time'],)*2]
+
+@pytest.mark.parametrize('names,cols', NAMES)
+def test_names_told_apart(tmp_path, names, cols):
+    got = metric_columns(names, range(len(names)))
+    assert got==dict(zip(cols, range(len(names)))) and list(got)==cols
+    r = Record()
+    r.add('epochs', epoch=5, n_kept=6, **got)
+    r.add('epochs', epoch=6, n_kept=7)
+    for o in r,load(r.save(tmp_path/'r.npz')):
+        assert o.epochs.epoch.tolist()==[5, 6] and o.epochs.n_kept.tolist()==[6, 7]
+        assert [o.epochs[c][0] for c in cols]==list(range(len(cols)))
+        assert list(o.epochs.columns)==list(r.epochs.columns)
+
+def test_parts_that_were_cancelled():
+    names = ['train_loss','valid_loss','m']
+    assert metric_columns(names, [1.])==dict(train_loss=1., valid_loss=None, m=None)
+    assert metric_columns(names, [2., 3.], no_train=True)==dict(train_loss=None, valid_loss=2., m=3.)
+    assert metric_columns(names, [])==dict.fromkeys(names)
+    assert metric_columns(names, [1, 2, 3, 4])==dict(train_loss=1, valid_loss=2, m=3, metric=4) # not lost
+
+class Note(Callback):
+    "Puts what fastai logged into a record, as `SelectiveTraining` does."
+    order,run_valid = 60,True
+    def __init__(self): self.record = Record()
+    def after_epoch(self):
+        r = self.recorder
+        n = 1+r.train_metrics*len(r.metrics)+r.valid_metrics*(1+len(r.metrics))
+        log = list(r.log)[1:]
+        cols = metric_columns(r.metric_names[1:1+n], log[:len(log)-r.add_time], no_train=r.cancel_train)
+        self.record.add('epochs', epoch=self.epoch, **cols)
+
+def per_class(p, y): return torch.stack([(p.argmax(1)[y==c]==c).float().mean().nan_to_num() for c in range(3)])
+def cosine_(p, y): return F.cosine_similarity(p, F.one_hot(y, 3).float()).mean()
+cosine_.__name__ = 'cosine'
+
+class EverySecond(Callback):
+    def before_validate(self):
+        if self.epoch%2==0: raise CancelValidException()
+    def before_batch(self):
+        if self.training and self.epoch==3: raise CancelTrainException()
+
+def test_with_fastai(tmp_path):
+    "Against fastai's own table."
+    last = AccumMetric(lambda p,y: confusion(p.argmax(1), y), flatten=False)
+    note,table = Note(),[]
+    learn = make_learner(metrics=[accuracy_, accuracy_, cosine_, per_class, last], cbs=[note, EverySecond()])
+    learn.logger = lambda o: table.append(list(o))
+    learn.fit(4, 1e-2)
+    e = load(note.record.save(tmp_path/'r.npz')).epochs
+    assert list(e.columns)==EPOCHS+['accuracy_','accuracy_ (2)','cosine (metric)','per_class','<lambda>']
+    assert e.cosine.isna().all() and e.train_loss.isna().tolist()==[False]*3+[True]
+    assert e.valid_loss.isna().tolist()==[True, False]*2
+    for i,skip in ((1, 2), (3, 1)): # of the last epoch fastai logs validation alone
+        loss,*mets = table[i][skip:-1]
+        assert e.valid_loss[i]==loss and e.accuracy_[i]==e['accuracy_ (2)'][i]==mets[0]
+        assert e['cosine (metric)'][i]==mets[2]
+        assert e.per_class[i]==mets[3].tolist() and e['<lambda>'][i]==mets[4].tolist() and np.sum(e['<lambda>'][i])==20
+
+def confusion(p, y): return torch.zeros(3, 3, dtype=torch.int64).index_put_((y, p), torch.tensor(1), accumulate=True)
+
+# ---- several fits
+
+def one_fit(n_epoch, n_iter=2, planned=None, start=0, method='BLF', **info):
+    r = Record(method, dict(loss_perc=.9), n_epoch=planned or n_epoch, n_iter=n_iter, bs=4, **info)
+    r.add('probes', epoch=start, batch=0, n=9, sign_agreement=.5)
+    for i in range(n_epoch*n_iter):
+        r.add('batches', epoch=start+i//n_iter, batch=i, n_seen=4, n_kept=i%4+1, t_train_s=1., finite=True)
+        r.losses.append(np.full(4, i, np.float32))
+        if i%2: r.add('plain', epoch=start+i//n_iter, batch=i, t_train_s=2.)
+    for e in range(start, start+n_epoch): r.add('epochs', epoch=e, n_seen=4*n_iter, n_kept=3, t_train_s=1., accuracy=.5)
+    r.add('changes', epoch=start, batch=1, setting='loss_perc', old=.9, new=.5)
+    return r
+
+def test_joined(tmp_path):
+    a,b = one_fit(1, note='head'),one_fit(2, note='all')
+    r = joined([a, b])
+    assert r.epochs.epoch.tolist()==[0, 1, 2] and r.epochs.fit.tolist()==[0, 1, 1]
+    assert r.batches.batch.tolist()==[0, 1, 2, 3, 4, 5] and r.batches.epoch.tolist()==[0, 0, 1, 1, 2, 2]
+    assert r.plain.batch.tolist()==[1, 3, 5]
+    assert r.probes[['epoch','batch','fit']].values.tolist()==[[0, 0, 0], [1, 2, 1]]
+    assert r.changes[['epoch','batch','fit']].values.tolist()==[[0, 1, 0], [1, 3, 1]]
+    assert [o[0] for o in r.losses]==[0, 1, 0, 1, 2, 3] and r.info['n_epoch']==3 and r.info['n_iter']==2
+    assert r.info['fits']==[a.info, b.info] and [o['note'] for o in r.info['fits']]==['head','all']
+    assert 'fit' not in a.epochs and a.batches.batch.tolist()==[0, 1] # the fits are as they were
+    same(load(r.save(tmp_path/'r.npz')), r)
+    again = joined([r, one_fit(1)]) # of what is joined already
+    assert again.epochs.fit.tolist()==[0, 1, 1, 2] and again.epochs.epoch.tolist()==[0, 1, 2, 3]
+    assert len(again.info['fits'])==3
+    same(joined([load(r.save(tmp_path/'r.npz')), one_fit(1)]), again)
+    assert joined([a]).epochs.drop(columns='fit').equals(a.epochs)
+
+def test_joined_odd_fits():
+    resumed = joined([one_fit(2, planned=5), one_fit(3, planned=5, start=2)]) # `fit(5, start_epoch=2)`
+    assert resumed.epochs.epoch.tolist()==list(range(5)) and resumed.batches.batch.tolist()==list(range(10))
+    assert resumed.info['n_epoch']==5
+    stopped = joined([one_fit(2, planned=5), one_fit(1)]) # Ctrl-C, and another fit
+    assert stopped.epochs.epoch.tolist()==[0, 1, 2] and stopped.info['n_epoch']==3
+    growing = joined([one_fit(1), Record('BLF', n_epoch=4, n_iter=2)])
+    assert growing.info['n_epoch']==5 and growing.epochs.epoch.tolist()==[0]
+    cut = one_fit(2)
+    cut.rows['epochs'].pop() # stopped in its second epoch, which has batches but no sum
+    assert joined([cut, one_fit(1)]).epochs.epoch.tolist()==[0, 2]
+    quiet = one_fit(1)
+    quiet.losses = [] # keep_losses=False: the next fit's losses still stand where its batches do
+    r = joined([quiet, one_fit(1)])
+    assert [len(o) for o in r.losses]==[0, 0, 4, 4] and joined([quiet]).losses==[]
+    assert [len(o) for o in joined([one_fit(1), quiet]).losses]==[4, 4, 0, 0]
+    named = one_fit(1)
+    named.rows['epochs'][0]['fit'] = 7. # a metric, in a record of an older version
+    assert joined([named]).epochs[['fit','fit (metric)']].values.tolist()==[[0, 7]]
+
+@pytest.mark.parametrize('records,says', [([], 'records=[] is not accepted'), (Record(), 'records=Record(plain'),
+    ('ab', "records='ab'"), (None, 'records=None'), ([Record(), 3], 'records[1]=3 is not a Record'),
+    ([Record('BLF'), Record('HNM')], 'records[1] is of HNM and records[0] of BLF')])
+def test_joined_refuses(records, says):
+    with pytest.raises(ValueError) as e: joined(records)
+    assert says in str(e.value) and 'learn.selection.fits' in str(e.value) and '\n' not in str(e.value)
+
+def test_joined_refuses_one_twice():
+    r = one_fit(1)
+    with pytest.raises(ValueError, match=r'records\[1\] is there already'): joined([r, r])
 
 # ---- what is imported
 

@@ -23,22 +23,30 @@ __all__ = ['run_names', 'epoch_sums', 'kept_share', 'samples_spec', 'figure', 'p
 
 # %% ../../nbs/page/01_plots.ipynb #7a152a36
 import math, numpy as np, plotly.graph_objects as go
+from bisect import bisect_right
 from collections import namedtuple
-from ..engine.record import Record, colors
+from ..engine.record import Record, colors, epoch_cols
 
 # %% ../../nbs/page/01_plots.ipynb #5ab3d55e
 def _axis(title, **kw):
-    return dict(title=dict(text=title, standoff=4), showline=True, linecolor='#444', ticks='outside', ticklen=4, tickcolor='#444',
-                gridcolor='#e6e6e6', zeroline=False, automargin=True, fixedrange=True) | kw
+    return dict(title=dict(text=title, standoff=4), showline=True, linecolor='#444', ticks='outside', ticklen=4,
+                tickcolor='#444', gridcolor='#e6e6e6', zeroline=False, automargin=True, fixedrange=True) | kw
 
 def _layout(x, y, **kw):
     "What all figures share: projector-sized type, quiet axes, a legend above the plot."
-    return dict(template='none', font=dict(family='system-ui, sans-serif', size=14, color='#222'), margin=dict(l=8, r=8, t=8, b=8),
-                xaxis=x, yaxis=y, paper_bgcolor='white', plot_bgcolor='white', hovermode='closest', showlegend=True,
-                legend=dict(orientation='h', x=0, y=1.0, yanchor='bottom', font=dict(size=13), itemclick=False, itemdoubleclick=False)) | kw
+    legend = dict(orientation='h', x=0, y=1.0, yanchor='bottom', font=dict(size=13), itemclick=False,
+                  itemdoubleclick=False)
+    return dict(template='none', font=dict(family='system-ui, sans-serif', size=14, color='#222'),
+                margin=dict(l=8, r=8, t=8, b=8), xaxis=x, yaxis=y, paper_bgcolor='white', plot_bgcolor='white',
+                hovermode='closest', showlegend=True, legend=legend) | kw
 
-def _n_epoch(rec): return max(rec.info.get('n_epoch') or 0, len(rec.rows['epochs']), 1)
-def _n_iter(rec): return rec.info.get('n_iter') or 1
+def _n_epoch(rec): # planned, or done where those are more
+    return max(rec.info.get('n_epoch') or 0, *(r['epoch']+1 for r in rec.rows['epochs'][-1:]), 1)
+
+def _info(rec, row): # of the row's own fit, where several are joined
+    return rec.info['fits'][row['fit']] if 'fits' in rec.info else rec.info
+
+def _n_iter(rec, row): return _info(rec, row).get('n_iter') or 1 # batches of a full epoch
 
 def run_names(
     *recs # Records, or their methods; None: no run
@@ -50,7 +58,7 @@ def run_names(
 _Run = namedtuple('_Run', 'rec name color dashed')
 
 def _runs(rec, other=None):
-    "A run and the one beside it, as they are drawn: the second dashed and hatched, unless it is the plain one, whose black will do."
+    "A run and the one beside it, as drawn: the second dashed and hatched, unless it is the plain one: black will do."
     return [_Run(r, nm, colors.get(r.method, colors['BLF']), i>0 and (r.method!='plain' or rec.method=='plain'))
             for i,(r,nm) in enumerate(zip((rec,other), run_names(rec, other))) if r is not None]
 
@@ -60,74 +68,105 @@ def _fill(color, hatched, **kw):
     pattern = dict(shape='/', fillmode='replace', fgcolor=color, bgcolor='white', size=7, solidity=.45)
     return dict(color=color, **kw) | (dict(line=dict(color=color, width=1), pattern=pattern) if hatched else {})
 
+def _parts(batches): # {epoch: (i, j)}: its batches are `batches[i:j]`. They are in order, so few have to be looked at
+    res,i = {},0
+    while i<len(batches):
+        e = batches[i]['epoch']
+        j = bisect_right(batches, e, i, key=lambda r: r['epoch'])
+        res[e],i = (i, j),j
+    return res
+
 def epoch_sums(
     rec:Record # A record, finished or growing
-)->dict: # Lists with one entry an epoch: 'epoch', 'n_seen', 'n_kept', 't_score_s', 't_select_s', 't_train_s', 'n_batch'
-    "Counts and times of every epoch, the one under way included as far as it has come."
+)->dict: # Lists with one entry an epoch: 'epoch', 'n_batch', 'n_iter', 'n_seen', 'n_kept', 't_score_s', …
+    """Counts and times (`t_score_s`, `t_select_s`, `t_train_s`) of every epoch, one under way or cut short included as
+    far as it has come; `n_batch`: the batches it did, of `n_iter`."""
     cols = ('n_seen','n_kept','t_score_s','t_select_s','t_train_s')
-    res = {o: [] for o in ('epoch','n_batch',*cols)}
-    n_iter,done = _n_iter(rec),list(rec.rows['epochs']) # the training thread may add to it
-    for r in done:
-        for o in ('epoch',*cols): res[o].append(r[o])
-        res['n_batch'].append(n_iter)
-    last = done[-1]['epoch'] if done else -1
-    rows = []
-    for r in reversed(rec.rows['batches']):
-        if r['epoch']<=last: break
-        rows.append(r)
-    if rows:
-        res['epoch'].append(rows[0]['epoch'])
-        res['n_batch'].append(len(rows))
-        for o in cols: res[o].append(sum(r[o] for r in rows))
+    done = {r['epoch']: r for r in list(rec.rows['epochs'])} # the training thread may add to it
+    batches = list(rec.rows['batches'])
+    parts,res = _parts(batches),{o: [] for o in ('epoch','n_batch','n_iter',*cols)}
+    for e in sorted({*done, *parts}):
+        i,j = parts.get(e, (0, 0))
+        n_iter = _n_iter(rec, done[e] if e in done else batches[i])
+        sums = done[e] if e in done else {o: sum(r[o] for r in batches[i:j]) for o in cols}
+        for o,v in dict(epoch=e, n_batch=j-i if batches else n_iter, n_iter=n_iter).items(): res[o].append(v)
+        for o in cols: res[o].append(sums[o])
     return res
+
+# %% ../../nbs/page/01_plots.ipynb #c2d0a002
+def _spans(
+    rec, # A record
+    rows # Rows of `batches`, `probes` or `changes`
+): # For each of them, where along the epochs its batch begins and ends
+    "Where rows stand on an axis of epochs."
+    batches,res = list(rec.rows['batches']),[]
+    parts = _parts(batches)
+    for r in rows:
+        e,n_iter,(i,j) = r['epoch'],_n_iter(rec, r),parts.get(r['epoch'], (0, 0))
+        first = batches[i]['batch'] if j else min(r['batch'], e*n_iter) # none of the epoch's batches is done yet
+        k,n = r['batch']-first,max(j-i, n_iter)
+        res.append((e+min(k/n, 1), e+min((k+1)/n, 1)))
+    return res
+
+def _starts(rec, rows): return [o[0] for o in _spans(rec, rows)]
 
 # %% ../../nbs/page/01_plots.ipynb #2092c8f1
 def kept_share(
     rec:Record, # A record, finished or growing
     n_points:int=300 # At most so many points over the whole run
 )->tuple: # (position in epochs, share kept in percent), arrays of the same length
-    """The share of samples kept as training went on, averaged over equal runs of batches; with `interrupt=2`, which trains on
-    every second batch whole, over an even number of them."""
-    rows,n_iter,k = rec.rows['batches'],_n_iter(rec),rec.info['settings'].get('interrupt') or 1
-    step = k*max(1, -(-_n_epoch(rec)*n_iter//(k*n_points)))
-    chunks = [rows[i:i+step] for i in range(0, len(rows), step)]
-    return (np.array([(c[0]['batch']+len(c)/2)/n_iter for c in chunks]),
-            np.array([100*sum(r['n_kept'] for r in c)/max(1, sum(r['n_seen'] for r in c)) for c in chunks]))
+    """The share of samples kept as training went on, averaged over equal runs of batches (fewer where an epoch was cut
+    short); with `interrupt=2`, which trains on every second batch whole, over an even number of them."""
+    rows,k = list(rec.rows['batches']),rec.info['settings'].get('interrupt') or 1
+    step = k*max(1, -(-_n_epoch(rec)*(rec.info.get('n_iter') or 1)//(k*n_points)))
+    cuts,after = [],0 # `after`: the epoch that would go on where the one before ended
+    for e,(i,j) in _parts(rows).items():
+        if e!=after or not i: cuts.append(i)
+        after = e+1 if j-i>=_n_iter(rec, rows[i]) else None
+    cuts.append(len(rows))
+    chunks = [(i, min(i+step, b)) for a,b in zip(cuts, cuts[1:]) for i in range(a, b, step)]
+    begin = [o[0] for o in _spans(rec, [rows[i] for i,_ in chunks])]
+    end = [o[1] for o in _spans(rec, [rows[j-1] for _,j in chunks])]
+    def share(rs): return 100*sum(r['n_kept'] for r in rs)/max(1, sum(r['n_seen'] for r in rs))
+    return np.add(begin, end)/2, np.array([share(rows[i:j]) for i,j in chunks])
 
 def samples_spec(
     rec:Record, # A record, finished or growing
     other:Record=None # Another's, for a race
 )->dict: # Plotly's `data` and `layout`
-    """Samples kept in every epoch, of those seen; the line shows their share batch by batch, a dashed upright one a moved
-    slider. Of a plain run nothing is drawn beside one that selects: it keeps all."""
-    n_iter,n_epoch,seen = _n_iter(rec),_n_epoch(rec),epoch_sums(rec)
+    """Samples kept in every epoch, of those seen; the line shows their share batch by batch, a dashed upright one a
+    moved slider. Of a plain run nothing is drawn beside one that selects: it keeps all."""
+    n_epoch,seen = _n_epoch(rec),epoch_sums(rec)
     runs = [o for o in _runs(rec, other) if o.rec.method!='plain'] or _runs(rec)
-    full,race = n_iter*(rec.info.get('bs') or 1),len(runs)>1
+    full = max((o.get('n_iter') or 1)*(o.get('bs') or 1) for o in rec.info.get('fits', [rec.info]))
+    race = len(runs)>1
     bars = [dict(type='bar', x=[e+.5 for e in seen['epoch']], y=seen['n_seen'], width=.84, name='seen',
                  marker=dict(color='#e4e4e4'), hoverinfo='skip')]
     lines,shapes,notes = [],[],[]
     for i,o in enumerate(runs):
         s,at = epoch_sums(o.rec),(.29+.42*i if race else .5)
         bars.append(dict(type='bar', x=[e+at for e in s['epoch']], y=s['n_kept'], width=.42 if race else .84,
-                         customdata=[100*k/n if n else 0 for k,n in zip(s['n_kept'], s['n_seen'])], name=o.name if race else 'kept',
-                         marker=_fill(o.color, o.dashed, opacity=.6),
+                         customdata=[100*k/n if n else 0 for k,n in zip(s['n_kept'], s['n_seen'])],
+                         name=o.name if race else 'kept', marker=_fill(o.color, o.dashed, opacity=.6),
                          hovertemplate=f'{o.name}: %{{y}} kept, %{{customdata:.0f}}%<extra></extra>'))
         x,share = kept_share(o.rec)
-        lines.append(dict(type='scatter', mode='lines', x=x.tolist(), y=(share*full/100).tolist(), customdata=share.tolist(),
-                          name=f'{o.name}, batch by batch' if race else 'share, batch by batch', showlegend=not race,
+        lines.append(dict(type='scatter', mode='lines', x=x.tolist(), y=(share*full/100).tolist(),
+                          customdata=share.tolist(), showlegend=not race,
+                          name=f'{o.name}, batch by batch' if race else 'share, batch by batch',
                           line=_line(o), hovertemplate=f'{o.name}: %{{customdata:.0f}}% kept<extra></extra>'))
-        marks,texts = _marks(o, n_iter, n_epoch, f'{o.name}: ' if race else '', 1-.13*i)
+        marks,texts = _marks(o, n_epoch, f'{o.name}: ' if race else '', 1-.13*i)
         shapes,notes = shapes+marks,notes+texts
     span,ticks = [0, full*1.04],[0, .25, .5, .75, 1.]
     right = _axis('share of all', range=span, overlaying='y', side='right', showgrid=False,
                   tickvals=[o*full for o in ticks], ticktext=[f'{100*o:.0f}%' for o in ticks])
-    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=span), yaxis2=right, barmode='overlay', bargap=0,
-                     shapes=shapes, annotations=notes)
+    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=span), yaxis2=right, barmode='overlay',
+                     bargap=0, shapes=shapes, annotations=notes)
     return dict(data=[*bars, *lines, dict(type='scatter', x=[], y=[], yaxis='y2', showlegend=False)], layout=layout)
 
-def _marks(run, n_iter, n_epoch, who, y):
+def _marks(run, n_epoch, who, y):
     "An upright line where a slider was moved, and words for the last few of them."
-    changes = [c | dict(x=c['batch']/n_iter) for c in _merged(run.rec.rows['changes'])]
+    moves = _merged(list(run.rec.rows['changes']))
+    changes = [c | dict(x=x) for c,x in zip(moves, _starts(run.rec, moves))]
     line = dict(type='line', y0=0, y1=1, yref='paper', line=dict(color='#D55E00', width=2, dash='dash'))
     text = dict(y=y, yref='paper', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'),
                 bgcolor='rgba(255,255,255,.85)')
@@ -146,7 +185,8 @@ def _merged(changes):
     "Moves of one slider within a few batches are one move: a drag."
     res = []
     for c in changes:
-        if res and res[-1]['setting']==c['setting'] and c['batch']-res[-1]['last']<=10: res[-1] |= dict(new=c['new'], last=c['batch'])
+        if res and res[-1]['setting']==c['setting'] and c['batch']-res[-1]['last']<=10:
+            res[-1] |= dict(new=c['new'], last=c['batch'])
         else: res.append(dict(c, last=c['batch']))
     return res
 
@@ -180,14 +220,13 @@ def plot_accuracy(recs:dict, by='epoch', metric='accuracy', **kwargs)->go.Figure
     return figure(accuracy_spec(recs, by, metric), **kwargs)
 
 # %% ../../nbs/page/01_plots.ipynb #a9a425e7
-_phases = 't_score_s','t_select_s','t_train_s'
+def _seconds(s): return [sum(o) for o in zip(s['t_score_s'], s['t_select_s'], s['t_train_s'])] # of `epoch_sums`
 
 def epoch_times(
     rec:Record # A record, finished or growing
 )->list: # Seconds, for each entry of `epoch_sums(rec)`
     "Training time of every epoch, scoring and selecting included."
-    s = epoch_sums(rec)
-    return [sum(o) for o in zip(*(s[k] for k in _phases))]
+    return _seconds(epoch_sums(rec))
 
 def plain_step(
     *recs # Records; None: no run
@@ -204,73 +243,86 @@ def times_beside(
     s = epoch_sums(rec)
     if other is None: return [rec.plain_step_s()*n for n in s['n_batch']]
     o = epoch_sums(other)
-    per_batch = {e: t/n for e,t,n in zip(o['epoch'], epoch_times(other), o['n_batch'])}
+    per_batch = {e: t/n for e,t,n in zip(o['epoch'], epoch_times(other), o['n_batch']) if n}
     return [per_batch.get(e, np.nan)*n for e,n in zip(s['epoch'], s['n_batch'])]
 
 def paid(
     rec:Record, # A record
     other:Record=None # A run measured beside it, plain or not; None: the plain steps that `rec` sampled
-)->list: # Percent of the other epoch's time saved in each epoch; negative: lost; NaN where the other's time is not known
+)->list: # Percent of the other epoch's time saved in each epoch; negative: lost; NaN where the other's is not known
     "What `rec` saved of the other's training time in each epoch, all of its own cost included."
     return [100*(1-a/b) if b else np.nan for a,b in zip(epoch_times(rec), times_beside(rec, other))]
+
+def _stack(run, shift, unit, k, named, legend):
+    "A run's bars: of each epoch its training, scoring and selecting, one upon the other, in `unit`s of 1/`k` s."
+    t,fill = epoch_sums(run.rec),(lambda color, **kw: _fill(color, run.dashed, **kw))
+    train,score = t['t_train_s'],t['t_score_s']
+    def bar(name, y, base, marker, **kw): return _bar(name, t['epoch'], shift, y, base, marker, unit, k, **kw)
+    if run.rec.method=='plain': return [bar(run.name, train, [0.]*len(train), fill(run.color, opacity=.75))]
+    return [bar(run.name if named else f'{run.name} training', train, [0.]*len(train), fill(run.color)),
+            bar('scoring', score, train, fill(colors['scoring']), **legend),
+            bar('selecting', t['t_select_s'], [a+b for a,b in zip(train, score)], fill(colors['selecting']), **legend)]
+
+def _bar(name, epochs, shift, y, base, marker, unit, k, **kw):
+    return dict(type='bar', x=[e+shift for e in epochs], y=[k*o for o in y], base=[k*o for o in base], name=name,
+                width=.4, marker=marker, customdata=[k*o for o in y], # `y` would include the base
+                hovertemplate=f'{name} %{{customdata:.3g}} {unit}<extra></extra>', **kw)
+
+def _begun(s): # for each entry of `epoch_sums`: of an epoch that has hardly begun nothing is claimed
+    return [n>=n_iter/2 for n,n_iter in zip(s['n_batch'], s['n_iter'])]
+
+def _ticks(s, saved):
+    "A mark above each epoch, or above some of many: whether it took less."
+    step = -(-len(saved)//14) or 1
+    return [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text='<b>✓</b>' if v>0 else '✗',
+                 font=dict(size=15, color='#00704F' if v>0 else '#A63C00'))
+            for i,(e,v,begun) in enumerate(zip(s['epoch'], saved, _begun(s)))
+            if math.isfinite(v) and (len(saved)-1-i)%step==0 and begun]
 
 def time_spec(
     rec:Record, # A record, finished or growing
     other:Record=None # A run measured beside it, plain or not; None: the plain steps that `rec` sampled
 )->dict: # Plotly's `data` and `layout`
-    """Each epoch's time, split into scoring, selecting and training, beside the other's or the plain epoch's; a mark where
-    it took less. Between two that select, a dotted line is the plain epoch, by the steps that were sampled."""
+    """Each epoch's time, split into scoring, selecting and training, beside the other's or the plain epoch's; a mark
+    where it took less. Between two that select, a dotted line is the plain epoch, by the steps that were sampled."""
     s,total,beside,saved = epoch_sums(rec),epoch_times(rec),times_beside(rec, other),paid(rec, other)
     methods = [o.method for o in (rec,other) if o is not None]
     race = len(methods)>1 and 'plain' not in methods
     if other is not None and rec.method=='plain': saved = [-o for o in saved] # the one that selects is judged
     unit,k = ('ms',1000) if s['epoch'] and max(total)<2 else ('s',1)
-    def bar(name, epochs, shift, y, base, fill, **kw):
-        return dict(type='bar', x=[e+shift for e in epochs], y=[k*o for o in y], base=[k*o for o in base], name=name, width=.4,
-                    marker=fill, customdata=[k*o for o in y], # `y` would include the base
-                    hovertemplate=f'{name} %{{customdata:.3g}} {unit}<extra></extra>', **kw)
-    def stack(o, shift, **kw):
-        t = epoch_sums(o.rec)
-        e,train,score,none = t['epoch'],t['t_train_s'],t['t_score_s'],[0.]*len(t['epoch'])
-        if o.rec.method=='plain': return [bar(o.name, e, shift, train, none, _fill(o.color, o.dashed, opacity=.75))]
-        return [bar(o.name if race else f'{o.name} training', e, shift, train, none, _fill(o.color, o.dashed)),
-                bar('scoring', e, shift, score, train, _fill(colors['scoring'], o.dashed), **kw),
-                bar('selecting', e, shift, t['t_select_s'], [a+b for a,b in zip(train, score)],
-                    _fill(colors['selecting'], o.dashed), **kw)]
-    data = [b for i,o in enumerate(_runs(rec, other)) for b in stack(o, .28+.44*i, **(dict(showlegend=False) if race and i else {}))]
-    if 'plain' not in methods: # sampled in both runs, so that both are measured alike
-        t_plain = plain_step(rec, other)
-        plain = [t_plain*n for n in s['n_batch']]
+    data = [b for i,o in enumerate(_runs(rec, other))
+            for b in _stack(o, .28+.44*i, unit, k, race, dict(showlegend=False) if race and i else {})]
+    t_plain = plain_step(rec, other) # sampled in both runs, so that both are measured alike
+    plain = [t_plain*n for n in s['n_batch']]
     if methods==[rec.method] and rec.method!='plain':
-        data.append(bar('plain', s['epoch'], .72, plain, [0.]*len(plain), dict(color=colors['plain'], opacity=.75)))
-    if race: data.append(dict(type='scatter', mode='lines', name='plain', line=dict(color=colors['plain'], width=2.5, dash='dot'),
-                              x=[o for e in s['epoch'] for o in (e+.04, e+.96, None)], y=[o for t in plain for o in (k*t, k*t, None)],
-                              hovertemplate=f'plain, by sampled steps: %{{y:.3g}} {unit}<extra></extra>'))
+        fill = dict(color=colors['plain'], opacity=.75)
+        data.append(_bar('plain', s['epoch'], .72, plain, [0.]*len(plain), fill, unit, k))
+    if race:
+        data.append(dict(type='scatter', mode='lines', name='plain',
+                         line=dict(color=colors['plain'], width=2.5, dash='dot'),
+                         x=[o for e in s['epoch'] for o in (e+.04, e+.96, None)],
+                         y=[o for t in plain for o in (k*t, k*t, None)],
+                         hovertemplate=f'plain, by sampled steps: %{{y:.3g}} {unit}<extra></extra>'))
     tops = [max(o for o in (*ts, 0) if math.isfinite(o)) for ts in zip(total, beside, plain if race else total)]
     # one slow epoch (a busy machine) must not flatten all others
     top = 1.25*k*min(max(tops), 2.5*float(np.median(tops))) if tops and max(tops) else 1
-    step = -(-len(saved)//14) or 1
-    notes = [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text='<b>✓</b>' if v>0 else '✗',
-                  font=dict(size=15, color='#00704F' if v>0 else '#A63C00'))
-             for i,(e,v,n) in enumerate(zip(s['epoch'], saved, s['n_batch'])) # of an epoch that has hardly begun nothing is claimed
-             if math.isfinite(v) and (len(saved)-1-i)%step==0 and n>=_n_iter(rec)/2]
-    return dict(data=data, layout=_layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis(f'training time, {unit}', range=[0, top]),
-                                          barmode='overlay', annotations=notes))
+    x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'training time, {unit}', range=[0, top])
+    return dict(data=data, layout=_layout(x, y, barmode='overlay', annotations=_ticks(s, saved)))
 
 # %% ../../nbs/page/01_plots.ipynb #a3ff3f05
 def agreement_spec(
     rec:Record, # A record of a run with `GradientProbe`
     other:Record=None # Another's, for a race
 )->dict: # Plotly's `data` and `layout`
-    "How many signs of the whole probe batch's gradient the kept samples' gradient has, beside a random pick of the same size."
+    "How many signs of the whole probe batch's gradient the kept samples' has, beside a random pick of the same size."
     runs,data,low = [o for o in _runs(rec, other) if o.rec.method!='plain'],[],[45.]
     def line(rows, x, name, col, **kw):
         low.extend(100*r[col]-3 for r in rows if math.isfinite(r[col]))
-        return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name, marker=dict(size=6),
-                    hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
+        return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name,
+                    marker=dict(size=6), hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
     for i,o in enumerate(runs):
         rows = list(o.rec.rows['probes'])
-        x = [r['batch']/_n_iter(o.rec) for r in rows]
+        x = _starts(o.rec, rows)
         data.insert(i, line(rows, x, 'random pick, same size' + (f' as {o.name}' if i else ''), 'random_sign_agreement',
                             line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
                             opacity=.55 if i else 1, showlegend=not i))
@@ -284,38 +336,67 @@ def agreement_spec(
     return dict(data=data, layout=layout)
 
 # %% ../../nbs/page/01_plots.ipynb #17d1776f
+def _so_far(rec, amounts): # up to the end of each epoch that is done; of one that was cut short, what it did counts
+    rows,s = list(rec.rows['epochs']),epoch_sums(rec) # in this order: more may be done by now
+    total = dict(zip(s['epoch'], np.cumsum(amounts(s)).tolist()))
+    return [total[r['epoch']] for r in rows]
+
 def seconds_so_far(
     rec:Record # A record
-)->list: # One number an epoch
+)->list: # One number an epoch that is done, in the order of `epochs`
     "Training time from the start to the end of each epoch, selection's own cost included."
-    return np.cumsum([r['t_score_s']+r['t_select_s']+r['t_train_s'] for r in rec.rows['epochs']]).tolist()
+    return _so_far(rec, _seconds)
 
 def samples_so_far(
     rec:Record # A record
-)->list: # One number an epoch
+)->list: # One number an epoch that is done, in the order of `epochs`
     "Samples trained on from the start to the end of each epoch."
-    return np.cumsum([r['n_kept'] for r in rec.rows['epochs']]).tolist()
+    return _so_far(rec, lambda s: s['n_kept'])
 
-_by = dict(epoch=('epoch', lambda rec: [r['epoch']+1 for r in rec.rows['epochs']]), seconds=('seconds of training', seconds_so_far),
-           samples=('samples trained on', samples_so_far))
+_by = dict(epoch=('epoch', lambda rec: [r['epoch']+1 for r in list(rec.rows['epochs'])]),
+           seconds=('seconds of training', seconds_so_far), samples=('samples trained on', samples_so_far))
+
+def _number(v):
+    "As a float; NaN where it is none."
+    if v is None or isinstance(v, str): return math.nan
+    try: return float(v)
+    except (TypeError,ValueError,OverflowError): return math.nan
+
+def _points(rec, col, by='epoch'):
+    "[(epoch, x, value), …] of a column, for the epochs that have one: without validation there is none."
+    rows = list(rec.rows['epochs'])
+    return [(r['epoch'], x, v) for r,x in zip(rows, _by[by][1](rec)) if math.isfinite(v := _number(r.get(col)))]
+
+def _check_metric(recs, metric):
+    "A list or a text has no place on an axis."
+    rows = [r for rec in recs.values() for r in rec.rows['epochs']]
+    odd = [r[metric] for r in rows if isinstance(r.get(metric), (str,list,dict)) and r[metric]!='']
+    if not odd or any(math.isfinite(_number(r.get(metric))) for r in rows): return
+    known = {*epoch_cols, 'fit'}
+    names = dict.fromkeys(k for r in rows for k,v in r.items() if k not in known and math.isfinite(_number(v)))
+    raise ValueError(f"metric={metric!r} holds a {type(odd[0]).__name__}, which cannot be drawn as a line: give a "
+                     f"column of `epochs` that holds numbers{', as ' if names else ''}{', '.join(map(repr, names))}")
 
 def accuracy_spec(
     recs:dict, # {name: record}, one colour each by the record's method; the second and those after it dashed
     by:str='epoch', # 'epoch', 'seconds' of training time, or 'samples' trained on
     metric:str='accuracy' # Column of `epochs` for the left panel, in [0, 1]
 )->dict: # Plotly's `data` and `layout`
-    "Accuracy and validation loss side by side, by epoch, by seconds of training or by samples trained on, each run's own."
+    """Accuracy and validation loss side by side, by epoch, by seconds of training or by samples trained on, each run's
+    own: a point for each epoch that was validated, at its end. Raises `ValueError`."""
     if by not in _by: raise ValueError(f"by={by!r} is not accepted: choose {', '.join(map(repr, _by))}")
+    _check_metric(recs, metric)
     data,accs,losses,ends,first = [],[],[],[1e-9],next(iter(recs.values()), None)
     for i,(name,rec) in enumerate(recs.items()):
-        rows,x,run = list(rec.rows['epochs']),_by[by][1](rec),_runs(*([first, rec] if i else [rec]))[-1]
-        ends += x
+        run = _runs(*([first, rec] if i else [rec]))[-1]
+        ends += _by[by][1](rec)
         for col,scale,axis,tip in ((metric,100,'','%{y:.1f}%'), ('valid_loss',1,'2','%{y:.3f}')):
-            y = [scale*r[col] for r in rows if col in r]
+            points = _points(rec, col, by)
+            y = [scale*v for _,_,v in points]
             (losses if axis else accs).extend(y[len(y)//4:])
-            data.append(dict(type='scatter', mode='lines+markers', x=x, y=y, name=name, legendgroup=name, showlegend=not axis,
-                             xaxis='x'+axis, yaxis='y'+axis, line=_line(run), marker=dict(size=5),
-                             hovertemplate=tip+f'<extra>{name}</extra>'))
+            data.append(dict(type='scatter', mode='lines+markers', x=[x for _,x,_ in points], y=y, name=name,
+                             legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis, line=_line(run),
+                             marker=dict(size=5), hovertemplate=tip+f'<extra>{name}</extra>'))
     n = max([_n_epoch(o) for o in recs.values()], default=1)
     low = 10*np.floor(min(accs)/10) if accs else 0
     high = 1.15*max(losses) if losses else 1
@@ -330,8 +411,8 @@ def _signed(o): return f'{o:+.0f}%'.replace('-', '−')
 def headlines(
     recs:dict, # {name: record} of a run and, maybe, of the one beside it; finished or growing
     by:str='epoch' # What accuracy is drawn by: 'epoch', 'seconds' or 'samples'
-)->dict: # {chart: [[text, kind], …]}; kind 'a' or 'b': of that run; 'a n', 'b n': its name; 's': between them; '': what is said of it
-    "What the four charts say, in a few words each: 'samples', 'time', 'agreement', 'accuracy', as far as there is something to say."
+)->dict: # {chart: [[text, kind], …]}; kind 'a' or 'b': of that run; 'a n', 'b n': its name; 's': between; '': of it
+    "What the four charts say, in a few words each: 'samples', 'time', 'agreement', 'accuracy', as far as there is any."
     runs = [(nm, r, 'ab'[i]) for i,(nm,r) in enumerate(recs.items()) if r.rows['batches']]
     if not runs: return {}
     selecting = [o for o in runs if o[1].method!='plain'] or runs[:1]
@@ -343,45 +424,63 @@ def headlines(
                agreement=_say_agreement(values, selecting), accuracy=_say_accuracy(values, runs, by))
     return {k: v for k,v in res.items() if v}
 
+def _last_shared(epochs): # the last epoch that is in all lists; None: there is none
+    return max(set.intersection(*map(set, epochs)), default=None)
+
 def _say_samples(values, runs):
-    def share(r): return f"{100*(s := epoch_sums(r))['n_kept'][-1]/s['n_seen'][-1]:.0f}%"
-    rec,s = runs[0][1],epoch_sums(runs[0][1])
-    of,epoch = rec.rows['batches'][-1]['n_seen'],f"epoch {s['epoch'][-1]+1}"
+    sums,last = [epoch_sums(r) for _,r,_ in runs],[r.rows['batches'][-1] for _,r,_ in runs]
     odd = sum(not b['finite'] for _,r,_ in runs for b in r.rows['batches'])
     note = f'; {odd} batches with losses that are not finite were kept whole' if odd else ''
-    kept = values(lambda r: str(r.rows['batches'][-1]['n_kept']), runs)
-    if len(runs)>1: return [*kept, [f' of {of}', 's'], [f"{epoch}: {' · '.join(share(r) for _,r,_ in runs)}{note}", '']]
-    all_of = f"{s['n_kept'][-1]:,} of {s['n_seen'][-1]:,}, {share(rec)}"
-    return [[f'{kept[0][0]} of {of}', kept[0][1]], [f'in the last batch; {epoch}: {all_of}{note}', '']]
+    of,epoch = {b['n_seen'] for b in last},_last_shared(s['epoch'] for s in sums)
+    def kept(r):
+        b = r.rows['batches'][-1]
+        return f"{b['n_kept']} of {b['n_seen']}" if len(of)>1 or len(runs)==1 else str(b['n_kept'])
+    counts = [(s['n_kept'][i], s['n_seen'][i]) for s in sums if epoch is not None for i in [s['epoch'].index(epoch)]]
+    shares = [f'{100*k/max(1, n):.0f}%' for k,n in counts]
+    if len(runs)==1:
+        all_of = f'{counts[0][0]:,} of {counts[0][1]:,}, {shares[0]}'
+        return [*values(kept, runs), [f'in the last batch; epoch {epoch+1}: {all_of}{note}', '']]
+    res = values(kept, runs)+([[f' of {of.pop()}', 's']] if len(of)==1 else [])
+    says = (f"epoch {epoch+1}: {' · '.join(shares)}" if shares else '')+note
+    return res+([[says.removeprefix('; '), '']] if says else [])
 
 def _say_time(runs, selecting, short):
     nm,rec,c = selecting[0]
     if rec.method=='plain': return None
     beside = next(((n,r) for n,r,_ in runs if r is not rec), ('plain',None))
     s,t,tb = epoch_sums(rec),epoch_times(rec),times_beside(rec, beside[1])
-    n = s['n_batch']
-    j = -2 if len(n)>1 and n[-1]<n[-2]/2 else -1 # of an epoch that has hardly begun little can be said, least with a queue
-    if not (math.isfinite(tb[j]) and tb[j]): return None
+    known = [j for j,o in enumerate(tb) if math.isfinite(o) and o]
+    # of an epoch that has hardly begun little can be said, least with a queue
+    j = max((j for j in known if _begun(s)[j]), default=max(known, default=None))
+    if j is None: return None
     more = 100*(t[j]/tb[j]-1)
     says,res = f"beside {beside[0]} in epoch {s['epoch'][j]+1}",[[_signed(more), c]]
     if len(selecting)==1:
         over = 100*(s['t_score_s'][j]+s['t_select_s'][j])/tb[j]
         return res+[[f"{says}: {'it paid' if more<0 else 'it did not pay'}; overhead {over:.0f}%", '']]
-    plain = plain_step(*(r for _,r,_ in selecting))*n[j]
-    if short and math.isfinite(plain): says += f'; beside plain {_signed(100*(t[j]/plain-1))} · {_signed(100*(tb[j]/plain-1))}'
+    plain = plain_step(*(r for _,r,_ in selecting))*s['n_batch'][j]
+    if short and math.isfinite(plain):
+        says += f'; beside plain {_signed(100*(t[j]/plain-1))} · {_signed(100*(tb[j]/plain-1))}'
     return [[f'{nm} ', c+' n'], *res, [says, '']]
 
 def _say_agreement(values, runs):
-    runs = [o for o in runs if o[1].rows['probes']]
+    cols = 'sign_agreement','random_sign_agreement'
+    last = {id(r): p for _,r,_ in runs for p in list(r.rows['probes']) if all(math.isfinite(p[o]) for o in cols)}
+    runs = [o for o in runs if id(o[1]) in last]
     if not runs: return None
-    def percent(col): return lambda r: f"{100*r.rows['probes'][-1][col]:.0f}%"
+    def percent(col): return lambda r: f"{100*last[id(r)][col]:.0f}%"
     rand = ' · '.join(percent('random_sign_agreement')(r) for _,r,_ in runs)
     says = f'random pick {rand}' if len(runs)>1 else f'of signs agree; a random pick: {rand}'
     return [*values(percent('sign_agreement'), runs), [says, '']]
 
 def _say_accuracy(values, runs, by):
-    n = min(len(r.rows['epochs']) for _,r,_ in runs) # the last epoch that all have done
-    if not n or 'accuracy' not in runs[0][1].rows['epochs'][n-1]: return None
-    cost = dict(seconds=lambda r: f'{seconds_so_far(r)[n-1]:.1f} s', samples=lambda r: f'{samples_so_far(r)[n-1]:,}').get(by)
-    return [*values(lambda r: f"{100*r.rows['epochs'][n-1]['accuracy']:.1f}%", runs),
-            [f'after epoch {n}' if cost is None else f"epoch {n}: {' · '.join(cost(r) for _,r,_ in runs)}", '']]
+    "Of the last epoch that all have validated; if there is none such, of the last one of each."
+    points = {id(r): {e: (x, v) for e,x,v in _points(r, 'accuracy', by)} for _,r,_ in runs}
+    if not all(points.values()): return None
+    shared = _last_shared(points.values())
+    at = {k: max(o) if shared is None else shared for k,o in points.items()}
+    epochs = ' · '.join(map(str, dict.fromkeys(e+1 for e in at.values())))
+    xs = [points[id(r)][at[id(r)]][0] for _,r,_ in runs]
+    cost = dict(seconds=[f'{x:.1f} s' for x in xs], samples=[f'{x:,}' for x in xs]).get(by)
+    return [*values(lambda r: f"{100*points[id(r)][at[id(r)]][1]:.1f}%", runs),
+            [f'after epoch {epochs}' if cost is None else f"epoch {epochs}: {' · '.join(cost)}", '']]

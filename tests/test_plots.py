@@ -1,0 +1,203 @@
+"Figures of records: every point where its own epoch is."
+import json, math, subprocess, sys
+from pathlib import Path
+import pytest
+from blf_explore.engine.record import Record, joined
+from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, headlines, kept_share, paid,
+    plot_accuracy, plot_agreement, plot_samples, plot_time, samples_so_far, samples_spec, seconds_so_far, time_spec,
+    times_beside)
+
+N_ITER,BS = 4,8
+
+def run(batches=(4, 4, 4), accs=(.5, .6, .7), method='BLF', start=0, n_epoch=None, kept=None, no_row=(), n_iter=N_ITER):
+    """A run by hand: so many batches an epoch (of four each), and the accuracy at the end of each; None: not validated.
+    Batch i keeps 1+i%8 samples, and takes 1 s to train and 1/4 s to score; a plain step takes 2 s."""
+    r,i = Record(method, dict(loss_perc=.9), n_epoch=n_epoch or start+len(batches), n_iter=n_iter, bs=BS),0
+    shares = dict(sign_agreement=.9, cosine=.9, random_sign_agreement=.8, random_cosine=.8)
+    def probe(e): r.add('probes', epoch=e, batch=i, n=9, n_kept=3, **shares)
+    probe(start)
+    for e,(n,acc) in enumerate(zip(batches, accs), start):
+        t = dict(t_score_s=.25, t_select_s=0., t_train_s=1.)
+        first = i
+        for _ in range(n):
+            r.add('batches', epoch=e, batch=i, n_seen=BS, n_kept=1+i%BS if kept is None else kept, finite=True, **t)
+            r.add('plain', epoch=e, batch=i, t_train_s=2.)
+            i += 1
+        probe(e)
+        sums = {k: sum(b[k] for b in r.rows['batches'][first:]) for k in ('n_seen','n_kept',*t)}
+        if e not in no_row: r.add('epochs', epoch=e, **sums, valid_loss=None if acc is None else 1-acc, accuracy=acc)
+    return r
+
+def points(rec, by='epoch', col='accuracy'):
+    "[(x, y), …] of a panel of `accuracy_spec`, and that both panels agree on x."
+    acc,loss = accuracy_spec({'BLF': rec}, by)['data']
+    assert acc['x']==loss['x'] and len(acc['x'])==len(acc['y'])==len(loss['y'])
+    return [(x, pytest.approx(y/100)) for x,y in zip(acc['x'], acc['y'])]
+
+# ---- epochs without validation
+
+SPARSE = [(None, .5, None, .75), (.5, None, .75, None), (None, None, None, .75), (None,)*4, (.5, math.nan, None, .75)]
+
+@pytest.mark.parametrize('accs', SPARSE)
+@pytest.mark.parametrize('missing', ['None', 'NaN', 'no column'])
+def test_points_at_their_own_epochs(accs, missing):
+    r = run((4,)*4, accs)
+    for row in r.rows['epochs']:
+        for k in ('accuracy','valid_loss'):
+            if row[k] is None and missing=='no column': row.pop(k)
+            elif row[k] is None and missing=='NaN': row[k] = math.nan
+    there = [e for e,a in enumerate(accs) if a is not None and a==a]
+    kept = [sum(1+i%BS for i in range(4*(e+1))) for e in range(4)]
+    assert points(r)==[(e+1, accs[e]) for e in there]
+    assert points(r, 'seconds')==[(5*(e+1), accs[e]) for e in there]
+    assert points(r, 'samples')==[(kept[e], accs[e]) for e in there]
+    for by in 'epoch','seconds','samples': json.dumps(accuracy_spec({'BLF': r}, by), allow_nan=False)
+    plot_accuracy({'BLF': r})
+    said = headlines({'BLF': r}).get('accuracy')
+    if not there: assert said is None
+    else:
+        n = there[-1]+1
+        assert said==[[f'{100*accs[n-1]:.1f}%', 'a'], [f'after epoch {n}', '']]
+        assert headlines({'BLF': r}, 'seconds')['accuracy'][-1]==[f'epoch {n}: {5*n:.1f} s', '']
+
+def test_saved_and_loaded(tmp_path):
+    r = run((4,)*4, SPARSE[0])
+    assert points(Record.load(r.save(tmp_path/'r.npz')))==points(r)
+
+def test_two_runs_validated_at_other_epochs():
+    a,b = run((4,)*4, (.1, .2, None, None)),run((4,)*4, (None, .3, .4, None))
+    both = headlines({'A': a, 'B': b})['accuracy'] # of the epoch that both have validated
+    assert both==[['A ', 'a n'], ['20.0%', 'a'], [' · ', 's'], ['B ', 'b n'], ['30.0%', 'b'], ['after epoch 2', '']]
+    c = run((4,)*4, (None, None, None, .4))
+    both = headlines({'A': a, 'C': c}, 'samples')['accuracy'] # there is none: each run's own
+    assert both[1]==['20.0%', 'a'] and both[4]==['40.0%', 'b'] and both[-1]==['epoch 2 · 4: 36 · 72', '']
+    assert 'accuracy' not in headlines({'A': a, 'D': run(accs=(None,)*3)})
+
+def test_probes_without_a_number():
+    r = run()
+    r.rows['probes'][-1] |= dict(sign_agreement=math.nan, random_sign_agreement=.3)
+    assert headlines({'BLF': r})['agreement']==[['90%', 'a'], ['of signs agree; a random pick: 80%', '']]
+    for p in r.rows['probes']: p['sign_agreement'] = math.nan
+    assert 'agreement' not in headlines({'BLF': r})
+    agreement_spec(r)
+
+def test_a_metric_that_is_no_number():
+    r = run()
+    for row in r.rows['epochs']: row |= dict(per_class=[.1, .2], note='good', passed=True, f1=.5)
+    for metric in 'per_class','note':
+        with pytest.raises(ValueError, match=f"metric='{metric}' holds a .*'accuracy', 'passed', 'f1'") as e:
+            plot_accuracy({'BLF': r}, metric=metric)
+        assert '\n' not in str(e.value)
+    assert accuracy_spec({'BLF': r}, metric='passed')['data'][0]['y']==[100.]*3
+    r.rows['epochs'][1]['f1'] = [.5] # once in another shape: the numbers are drawn
+    assert accuracy_spec({'BLF': r}, metric='f1')['data'][0]['x']==[1, 3]
+    for row in r.rows['epochs']: row['accuracy'] = [.5]
+    assert 'accuracy' not in headlines({'BLF': r})
+    assert plot_accuracy({'BLF': r}, metric='no such column').data[0].y in (None, ())
+
+# ---- epochs cut short, or not from the first on
+
+def brute(rec):
+    "Where each batch begins, counted by hand."
+    seen,res = {},[]
+    for b in rec.rows['batches']:
+        res.append(b['epoch']+seen.get(b['epoch'], 0)/N_ITER)
+        seen[b['epoch']] = seen.get(b['epoch'], 0)+1
+    return res
+
+CUT = [dict(batches=(1, 4, 4)), dict(batches=(4, 2, 4)), dict(batches=(4, 4, 1)), dict(batches=(4, 0, 4)),
+       dict(batches=(0, 4, 1)), dict(batches=(4, 4, 4), start=2), dict(batches=(4, 2, 4), no_row=(1,)),
+       dict(batches=(4, 4, 3), no_row=(2,))]
+
+@pytest.mark.parametrize('kwargs', CUT)
+def test_batches_in_their_own_epochs(kwargs):
+    r = run(**kwargs)
+    begin,batches = brute(r),r.rows['batches']
+    x,share = kept_share(r, n_points=10**9)
+    assert x.tolist()==pytest.approx([o+.5/N_ITER for o in begin])
+    assert share.tolist()==pytest.approx([100*b['n_kept']/BS for b in batches])
+    x,share = kept_share(r, n_points=5) # averages over a few batches, of which none reaches over a gap
+    step = math.ceil(r.info['n_epoch']*N_ITER/5)
+    parts = [[begin[0]]]
+    for o in begin[1:]:
+        if o-parts[-1][-1]<1.01/N_ITER and len(parts[-1])<step: parts[-1].append(o)
+        else: parts.append([o])
+    assert x.tolist()==pytest.approx([(o[0]+o[-1]+1/N_ITER)/2 for o in parts])
+    s = epoch_sums(r)
+    counts = {e: sum(b['epoch']==e for b in batches) for e in s['epoch']}
+    assert s['n_batch']==list(counts.values())
+    assert s['n_kept']==[sum(b['n_kept'] for b in batches if b['epoch']==e) for e in s['epoch']]
+    assert epoch_times(r)==[1.25*n for n in counts.values()]
+
+@pytest.mark.parametrize('kwargs', CUT)
+def test_bars_marks_and_probes_in_their_own_epochs(kwargs):
+    r = run(**kwargs)
+    i,e = len(r.rows['batches'])-1,r.rows['batches'][-1]['epoch']
+    r.add('changes', epoch=e, batch=i, setting='loss_perc', old=.9, new=.5)
+    spec,begin = samples_spec(r),brute(r)
+    assert [o['x0'] for o in spec['layout']['shapes']]==pytest.approx([begin[-1]])
+    assert spec['data'][1]['x']==[o+.5 for o in epoch_sums(r)['epoch']]
+    start,n = kwargs.get('start', 0),kwargs['batches']
+    at = [start, *(start+k+m/N_ITER for k,m in enumerate(n))] # before training, and where each epoch ended
+    assert agreement_spec(r)['data'][0]['x']==pytest.approx(at)
+    assert time_spec(r)['data'][0]['x']==[pytest.approx(o+.28) for o in epoch_sums(r)['epoch']]
+    for f in samples_spec,time_spec,agreement_spec: assert f(r)['layout']['xaxis']['range']==[0, start+len(n)]
+    for f in plot_samples,plot_time,plot_agreement: f(r); f(r, run())
+
+def test_cut_epochs_are_paid_for_what_they_did():
+    r = run((4, 2, 4))
+    assert times_beside(r)==[8., 4., 8.] and paid(r)==pytest.approx([37.5]*3) # 2 s a plain step beside 1.25 s
+    assert times_beside(r, run((4, 4, 1), method='plain'))==[5., 2.5, 5.]
+    marks = [o['x'] for o in time_spec(run((4, 1, 4)))['layout']['annotations']]
+    assert marks==[.5, 2.5] # one batch of four is too little to judge by
+
+def test_up_to_the_end_of_an_epoch():
+    "What an epoch without a row of its own took is part of it."
+    r = run((4, 2, 4), no_row=(1,))
+    assert seconds_so_far(r)==[5., 12.5] and samples_so_far(r)==[1+2+3+4, sum(1+i%BS for i in range(10))]
+    assert points(r)==[(1, .5), (3, .7)] and points(r, 'seconds')==[(5., .5), (12.5, .7)]
+
+def test_no_n_epoch_known():
+    r = run(start=3)
+    r.info.pop('n_epoch')
+    assert accuracy_spec({'BLF': r})['layout']['xaxis']['range']==[0, 6]
+
+def test_headlines_of_one_epoch():
+    "Two runs that are not equally far: of the last epoch that both have."
+    a,b = run((4, 4, 4), kept=4),run((4, 4), kept=2, method='HNM')
+    said = headlines({'BLF': a, 'HNM': b})
+    assert said['samples'][-1]==['epoch 2: 50% · 25%', ''] and said['accuracy'][-1]==['after epoch 2', '']
+    assert 'in epoch 2' in said['time'][-1][0]
+    assert ''.join(t for t,_ in said['samples'][:-1])=='BLF 4 · HNM 2 of 8'
+    b.rows['batches'][-1]['n_seen'] = 5 # its last batch was a smaller one
+    assert [t for t,_ in headlines({'BLF': a, 'HNM': b})['samples']][1:5:3]==['4 of 8', '2 of 5']
+    c = run((4,), start=7) # no epoch in common
+    said = headlines({'BLF': a, 'HNM': c})
+    assert 'time' not in said and not any('epoch' in t for t,_ in said['samples'])
+    assert said['accuracy'][-1]==['after epoch 3 · 8', '']
+    assert headlines({'BLF': run((4, 1, 4))})['samples'][-1][0].startswith('in the last batch; epoch 3: ')
+
+# ---- several fits
+
+def test_joined_fits():
+    r = joined([run((4,), (.5,)), run((4, 4), (.6, .7))])
+    assert points(r)==[(1, .5), (2, .6), (3, .7)] and points(r, 'seconds')==[(5, .5), (10, .6), (15, .7)]
+    assert kept_share(r, n_points=10**9)[0].tolist()==pytest.approx([(i+.5)/4 for i in range(12)])
+    assert agreement_spec(r)['data'][0]['x']==[0, 1, 1, 2, 3] and samples_spec(r)['layout']['xaxis']['range']==[0, 3]
+    assert headlines({'BLF': r})['accuracy'][-1]==['after epoch 3', '']
+    for f in plot_samples,plot_time,plot_agreement: f(r); f(r, run((4, 4, 4), method='plain'))
+
+def test_joined_fits_of_other_batch_sizes(tmp_path):
+    # the second fit has two batches an epoch, and was cut in its last
+    r = joined([run((4,), (.5,)), run((2, 1), (.6, .7), n_iter=2)])
+    r = Record.load(r.save(tmp_path/'r.npz'))
+    assert kept_share(r, n_points=10**9)[0].tolist()==pytest.approx([.125, .375, .625, .875, 1.25, 1.75, 2.25])
+    s = epoch_sums(r)
+    assert s['n_iter']==[4, 2, 2] and s['n_batch']==[4, 2, 1] and times_beside(r)==[8., 4., 2.]
+    assert samples_spec(r)['layout']['yaxis']['range'][1]==pytest.approx(1.04*N_ITER*BS)
+
+def test_no_torch():
+    code = "import sys, blf_explore.page.plots; print([o for o in ('torch','fastai') if o in sys.modules])"
+    root = Path(__file__).parent.parent
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root)
+    assert out.stdout.strip()=='[]'
