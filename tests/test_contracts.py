@@ -1,5 +1,5 @@
 "What training with BatchLossFilter promises, against hand-written loops and against the plain learner."
-import copy, functools, pickle, re, warnings
+import copy, functools, itertools, pickle, re, warnings
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pytest, torch
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
@@ -154,26 +154,25 @@ def test_scoring_sees_eval_mode_and_no_grad():
 class Boom(Exception): pass
 
 class FailingLoss(nn.Module):
-    "Raises `exc` at call `at`; a loss that has a `reduction`."
-    def __init__(self, exc=None, at=None):
+    "Raises `exc` at call `at` of those with (or without) gradients; a loss that has a `reduction`."
+    def __init__(self, exc=None, at=None, grad=True):
         super().__init__()
-        self.reduction,self.exc,self.at,self.n,self.seen = 'mean',exc,at,0,[]
+        self.reduction,self.exc,self.at,self.grad = 'mean',exc,at,grad
+        self.calls = itertools.count(1) # nothing puts this back
     def forward(self, p, y):
-        self.n += 1
-        self.seen.append(self.reduction)
-        if self.n==self.at: raise self.exc
+        if torch.is_grad_enabled()==self.grad and next(self.calls)==self.at: raise self.exc
         return F.cross_entropy(p, y, reduction=self.reduction)
 
 class FailingNet(nn.Module):
-    "Raises `exc` at forward `at`, in the middle of the model; one BatchNorm is frozen."
-    def __init__(self, exc=None, at=None):
+    "Raises `exc` at forward `at` of those in training (or eval) mode, in the middle of the model; one BatchNorm is frozen."
+    def __init__(self, exc=None, at=None, training=True):
         super().__init__()
-        self.net,self.exc,self.at,self.n = bn_net(),exc,at,0
+        self.net,self.exc,self.at,self.mode = bn_net(),exc,at,training
+        self.calls = itertools.count(1) # nothing puts this back
         self.net[1].register_forward_pre_hook(lambda *_: None) # a user's own hook stays
     def forward(self, x):
-        self.n += 1
         x = self.net[:3](x)
-        if self.n==self.at: raise self.exc
+        if self.training==self.mode and next(self.calls)==self.at: raise self.exc
         return self.net[3:](x)
 
 class Freeze(Callback):
@@ -199,9 +198,9 @@ def traces(learn):
                 grad=torch.is_grad_enabled(), modes=[o.training for o in learn.model.modules()])
 
 fit_ends = dict(
-    loss_scoring=lambda e: dict(loss_func=FailingLoss(e, 5)), loss_training=lambda e: dict(loss_func=FailingLoss(e, 4)), # odd calls score
-    loss_first=lambda e: dict(loss_func=FailingLoss(e, 1)), model_scoring=lambda e: dict(model=FailingNet(e, 5)),
-    model_first=lambda e: dict(model=FailingNet(e, 1)), model_training=lambda e: dict(model=FailingNet(e, 4)),
+    loss_scoring=lambda e: dict(loss_func=FailingLoss(e, 5, grad=False)), loss_training=lambda e: dict(loss_func=FailingLoss(e, 5)),
+    loss_first=lambda e: dict(loss_func=FailingLoss(e, 1)), model_scoring=lambda e: dict(model=FailingNet(e, 9, training=False)),
+    model_first=lambda e: dict(model=FailingNet(e, 1)), model_training=lambda e: dict(model=FailingNet(e, 5)),
     **{f'{ev}_{order}': (lambda e, ev=ev, order=order: dict(cbs=FailingCallback(e, ev, order=order)))
        for ev in ('before_batch','after_pred','after_loss','before_step','after_batch') for order in (0, 58)})
 

@@ -166,7 +166,7 @@ class Steps(Callback):
                 return sel
             cb.selector = spy
     def look(self, model, args):
-        if not self.learn.training: return # validation
+        if not self.learn.training or tries_out(self.learn): return # validation; the selection's own look before the first batch
         (self.trained if model.training else self.scored).append((self.learn.epoch, self.learn.iter, numbers(args[0])))
     def stepped(self, *args, **kwargs):
         self.lrs.append((self.learn.epoch, self.learn.iter, self.learn.opt.opt.param_groups[0]['lr']))
@@ -220,7 +220,7 @@ def by_hand(learn, n_epoch=4, beta=1., history=1024, warmup=1, queue=True, stale
             chance = [(sum(h<l for h in hist)/len(hist))**beta for l in losses]
             u = torch.rand(n, generator=gen, dtype=torch.float64).tolist()
             hardest = sorted(range(n), key=lambda j: -losses[j]) # stable
-            kept = [j for j in hardest if u[j]<chance[j]] or hardest[:1]
+            kept = [j for j in hardest if u[j]<chance[j]] or hardest[:not queue] # a queue waits for more
             end = i==n_iter-1
             if needs_two and n>1 and len(kept)==1 and (not queue or (end and not wait)): # a BatchNorm cannot train on one sample
                 kept += [j for j in hardest if j not in kept][:1]
@@ -259,7 +259,7 @@ def test_against_a_loop_without_callback(kw, data):
     last_step = {e: max(i for i,o in enumerate(steps) if o[0]==e) for e in range(4)}
     if queue: # every optimizer step but an epoch's last has exactly bs samples
         assert all(len(o[2])==bs for i,o in enumerate(steps) if i!=last_step[o[0]])
-        assert not cb.memory['queue']
+        assert not cb.waiting
     for e in range(warmup, 4): # every selected sample is trained on exactly once, in its epoch
         picked = sum(learn.steps.picked[(e-warmup)*n_iter:(e-warmup+1)*n_iter], [])
         trained = sum((o[2] for o in steps if o[0]==e), [])

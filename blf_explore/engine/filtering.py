@@ -17,7 +17,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from .knobs import When, at, check_whole, in_words, methods
-from .record import Record
+from .record import Record, metric_columns
 from .rows import Filter, LastScores, Queue, Rows, Selection, batch_size, weigh
 from .losses import check_reduction, per_sample_loss
 from .timing import device_name
@@ -515,9 +515,9 @@ def after_validate(self:SelectiveTraining):
     "Keep what fastai measured, and append the count to its table."
     f = self._fit
     if f is None or not hasattr(self.learn, 'recorder'): return
-    names,vals = [o for o in self.recorder.metric_names[1:] if o not in ('n_kept','time')],self.recorder.log[1:]
-    if self.recorder.cancel_train: names = names[len(names)-len(vals):] # of a cancelled part fastai logs nothing
-    self._measured = dict(zip(names, vals))
+    r,k = self.recorder,len(self.recorder.metrics)
+    n = 1 + r.train_metrics*k + r.valid_metrics*(1+k)
+    self._measured = metric_columns(r.metric_names[1:1+n], r.log[1:1+n], no_train=r.cancel_train)
     if self._column: self.recorder.log.append(sum(r['n_kept'] for r in f.log.epoch_rows(self.epoch)))
 
 @patch

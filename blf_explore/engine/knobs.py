@@ -152,6 +152,7 @@ class Method:
 
 _share = Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep', 'share_above_0')
 
+# the colours are Okabe and Ito's, which the colour-blind can tell apart, and four more, found by search
 methods = {
     'BLF': Method('BatchLossFilter', 'blf', 'BatchLossFilter', '#0072B2',
         'Keeps the hardest samples until they hold loss_perc of the batch’s loss, and at least sample_perc of the samples.',

@@ -14,6 +14,7 @@ from fastai.basics import *
 from .knobs import at
 from .record import Record
 from .timing import PhaseTimer
+from .traces import worded
 
 # %% ../../nbs/engine/11_logbook.ipynb #08d68021
 @dataclass

@@ -31,13 +31,11 @@ from itertools import chain, count
 from numbers import Integral, Number, Real
 from pathlib import Path
 import numpy as np, pandas as pd
+from .knobs import methods
 
 # %% ../../nbs/engine/01_record.ipynb #b55d0b5f
-# one method, one colour, in every figure: Okabe and Ito's, which the colour-blind can tell apart, and four more, found
-# by search
-colors = dict(plain='#000000', random='#E69F00', BLF='#0072B2', HNM='#D55E00', SB='#009E73', importance='#CC79A7',
-              scoring='#56B4E9', selecting='#F0E442', training='#0072B2') | {
-          'SB-rank': '#775511', 'core-set': '#992255', 'RHO-LOSS': '#EE22FF', 'InfoBatch': '#8811DD'}
+# one method, one colour, in every figure; and what is no method
+colors = {k: m.color for k,m in methods.items()} | dict(random='#E69F00', scoring='#56B4E9', selecting='#F0E442', training='#0072B2')
 
 # %% ../../nbs/engine/01_record.ipynb #694f8bc0
 def versions(

@@ -7,7 +7,8 @@ rehearsal"""
 # %% auto #0
 __all__ = ['answers_otherwise', 'movers', 'cannot_select', 'check_scores', 'check_scale', 'rehearse']
 
-# %% ../../nbs/engine/10_rehearsal.ipynb #11aef9c8
+# %% ../../nbs/engine/10_rehearsal.ipynb #4d3e78eb
+import random
 from fastai.basics import *
 from .losses import per_sample_loss
 from .rows import Rows, leaves, row_shapes, take, tensor_map
@@ -16,6 +17,11 @@ from .traces import grads_untouched, is_known, keeps_nothing, not_compiled, sing
 
 # %% ../../nbs/engine/10_rehearsal.ipynb #a1f75813
 def _tensors(o): return [l for l in leaves(o) if isinstance(l, Tensor)]
+
+def _preds(look, rows, seed=0):
+    "The output, whatever random numbers the model draws on the way."
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    return look.preds(rows.xb, rows.yb)[0]
 
 def _alike(a, b):
     "Whether two outputs hold the same numbers, up to rounding."
@@ -32,9 +38,7 @@ def answers_otherwise(look:Look, rows:Rows)->bool:
     "Whether the model gives in eval mode another kind of answer than in training, and not only one without noise."
     if not any(o.training for o in look.modules if not is_known(o)): return False # every layer is known to be without surprise
     def preds(mode, seed=0):
-        with look.aside(mode, thorough=True):
-            torch.manual_seed(seed)
-            return look.preds(rows.xb, rows.yb)[0]
+        with look.aside(mode, thorough=True): return _preds(look, rows, seed)
     calm = preds('calm')
     try: evaluated = preds('eval')
     except Exception: return True # such as a model that wants no targets in eval mode
@@ -66,10 +70,9 @@ def cannot_select(look:Look, rows:Rows)->str:
     idxs = torch.tensor([rows.n-1, 0])
     name = type(look.model).__name__
     with look.aside(look.mode, thorough=True):
-        first = look.preds(rows.xb, rows.yb)[0]
-        with look.aside(look.mode, thorough=True): whole = look.preds(rows.xb, rows.yb)[0]
-        part = rows.take(idxs)
-        try: some = look.preds(part.xb, part.yb)[0]
+        first = _preds(look, rows)
+        with look.aside(look.mode, thorough=True): whole = _preds(look, rows)
+        try: some = _preds(look, rows.take(idxs))
         except Exception as e: some,why = None,f'{type(e).__name__}: {e}'
     if _alike(first, whole): # it carries nothing over
         if some is None: return (f"model={name} takes a batch of {rows.n} and no part of it ({why}): give one that takes batches of any size, or "

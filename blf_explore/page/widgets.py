@@ -29,44 +29,11 @@ from urllib.parse import parse_qsl
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, run_names, epoch_sums, epoch_times, plain_step
+from ..engine.knobs import methods
 from ..engine.record import colors
 
-# %% ../../nbs/page/02_widgets.ipynb #789e0e8a
-Knob = namedtuple('Knob', 'name lo hi step default help')
-Knob.__doc__ = "A slider: a method's setting, its range, its default (None: the method's own, published value), and what it does."
-Method = namedtuple('Method', 'label module cls help knobs score', defaults=['loss'])
-Method.__doc__ = "A method: what it is called, which class of which module it is, what it does, its sliders, and what it scores by."
-def _keep(what): return Knob('sample_perc', .01, 1., .01, .5, f'share of the samples to {what}')
-
 # %% ../../nbs/page/02_widgets.ipynb #a3aab635
-dashboard_methods = {
-    'BLF': Method('BatchLossFilter', 'blf', 'BatchLossFilter',
-        'Keeps the hardest samples until they hold loss_perc of the batch’s loss, and at least sample_perc of the samples.',
-        [Knob('loss_perc', 0., 1., .01, .9, 'share of the loss to keep'),
-         Knob('sample_perc', 0., 1., .01, 0., 'least share of the samples')]),
-    'HNM': Method('Hard-negative mining', 'hnm', 'HardNegativeMining',
-        'Keeps the samples with the highest losses, as many of every batch.', [_keep('keep')]),
-    'SB': Method('Selective-Backprop', 'sb', 'SelectiveBackprop',
-        'Keeps a sample by chance, the likelier the higher its loss ranks among the last ones. The kept ones queue to whole batches.',
-        [Knob('beta', 0., 4., .05, 1., 'probability: percentile^beta'),
-         Knob('stale', 0, 3, 1, 0, 'epochs a score is used again')]),
-    'SB-rank': Method('SB, drawn by rank', 'sb', 'RankSelectiveBackprop',
-        'Draws from every second batch, the harder samples more often, but only from half of the training to 90% of it.',
-        [_keep('draw')]),
-    'importance': Method('Importance sampling', 'importance', 'ImportanceSampling',
-        'Draws by a bound of each sample’s gradient norm and weights what it drew, once τ says that it pays.',
-        [_keep('draw')._replace(default=1/3), Knob('tau_th', 0., 4., .05, None, 'draw once τ is above this')],
-        'bound of the gradient norm'),
-    'core-set': Method('Core-set batches', 'coreset', 'CoreSet',
-        'Keeps samples that are far from one another in the last layer’s features.', [_keep('keep')]),
-    'RHO-LOSS': Method('RHO-LOSS', 'rho', 'RHOLoss',
-        'Keeps the samples whose loss is furthest above what two small networks, each trained on the other half of the data, lose on them.',
-        [_keep('keep')._replace(default=.1)], 'loss less holdout loss'),
-    'InfoBatch': Method('InfoBatch', 'infobatch', 'InfoBatch',
-        'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
-        [Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample'),
-         Knob('delta', 0., 1., .005, .875, 'share of training that prunes')], 'last training loss'),
-    'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '', [])}
+dashboard_methods = methods
 
 # %% ../../nbs/page/02_widgets.ipynb #711174ca
 _sides = dict(method='', other='other_') # the setting that names the method, and what its settings' names begin with
