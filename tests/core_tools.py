@@ -1,10 +1,16 @@
-"What the tests of the core share: tiny learners, and the reference loops that they are compared with."
-import math, random
+"What the tests share: tiny learners, data and networks for them, and every method with settings that suit them."
+import functools, random
 import pytest, torch
 from torch import nn
 import torch.nn.functional as F
 from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, SGD
+from fastai.callback.core import CancelTrainException
 import fastai.callback.schedule
+from blf_explore.all import (BatchLossFilter, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, RankSelectiveBackprop,
+                             RHOLoss, SelectiveBackprop, SelectiveTraining)
+from references import brute_blf, reference_fit
+
+double = pytest.mark.usefixtures('double_precision')
 
 class Rows(torch.utils.data.Dataset):
     "Rows of tensors, as items of a dataset that fastai batches."
@@ -74,49 +80,118 @@ def assert_same(a, b):
 
 def differs(a, b): return any(not torch.equal(a[k], b[k]) for k in a)
 
-def brute_blf(losses, loss_perc, sample_perc):
-    "FACTS' rule in plain Python: positions, hardest first."
-    losses = [float(o) for o in losses]
-    order = sorted(range(len(losses)), key=lambda i: -losses[i]) # stable
-    total = 0.
-    for i in order: total += losses[i]
-    if loss_perc==1: m = len(losses)
-    else:
-        m,mass = 0,0.
-        while mass < loss_perc*total:
-            mass += losses[order[m]]
-            m += 1
-    return order[:max(1, m, math.ceil(len(losses)*sample_perc))]
+quiet = pytest.mark.filterwarnings('ignore')
 
-def reference_fit(learn, n_epoch, pick, lr=None, loss_one=None):
-    """Train `learn`'s model by a hand-written loop: score in eval mode without gradients, `pick(losses, pct)` the rows, train on them.
-    Returns the positions picked, batch by batch."""
-    model,lf = learn.model,learn.loss_func
-    loss_one = loss_one or (lambda p, y: torch.stack([lf(p[i:i+1], y[i:i+1]) for i in range(len(y))]))
-    if learn.opt is None: learn.create_opt()
-    if learn.wd is not None: learn.opt.set_hypers(wd=learn.wd)
-    learn.opt.set_hypers(lr=learn.lr if lr is None else lr)
-    picked,pct = [],0.
-    for epoch in range(n_epoch):
-        pct = epoch/n_epoch
-        model.train()
-        for x,y in learn.dls.train:
-            before = torch.get_rng_state(),random.getstate()
-            model.eval()
-            with torch.no_grad(): losses = loss_one(model(x), y)
-            model.train()
-            torch.set_rng_state(before[0]); random.setstate(before[1])
-            idxs = pick(losses, pct)
-            picked.append(idxs)
-            if len(idxs)<len(y): x,y = x[idxs],y[idxs]
-            lf(model(x), y).backward()
-            learn.opt.step()
-            learn.opt.zero_grad()
-            pct += 1/(len(learn.dls.train)*n_epoch)
-        model.eval()
-        with torch.no_grad():
-            for x,_ in learn.dls.valid: model(x)
-    return picked
+class Spy(Callback):
+    "What the training step saw, batch by batch."
+    order,run_valid = 99,False
+    def before_fit(self): self.seen = []
+    def before_batch(self): self.seen.append((self.xb, self.yb))
+
+class Noisy(nn.Module):
+    "Draws from torch's and Python's random state in eval mode, too."
+    def __init__(self):
+        super().__init__()
+        self.net = bn_net()
+    def forward(self, x): return self.net(x + .1*torch.randn_like(x)) + random.random()*1e-3
+
+def trained(blf, n_epoch=2, **kwargs):
+    "A learner after `fit_one_cycle`, with BatchLossFilter or without, and the random state that it leaves."
+    learn = make_learner(**kwargs)
+    if blf is not None: learn.batch_loss_filter(**blf)
+    learn.fit_one_cycle(n_epoch, 1e-2)
+    return learn,random_states()
+
+class FailingCallback(Callback):
+    def __init__(self, exc, event, at=3, order=0):
+        self.fail,self.event,self.hit_at,self.hits,self.order = exc,event,at,0,order
+    def _hit(self, event):
+        if event!=self.event or not self.training: return
+        self.hits += 1
+        if self.hits==self.hit_at: raise self.fail
+for _e in ('before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step','after_batch'):
+    setattr(FailingCallback, _e, functools.partialmethod(FailingCallback._hit, _e))
+
+def fit_quietly(learn, n=3):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-2)
+    return learn.selection
+
+def full_batches(): return loaders(*blobs(n=96)) # 6 of 16
+
+def net(d=6, c=3): return nn.Sequential(nn.Flatten(), nn.Linear(d, 10), nn.BatchNorm1d(10), nn.Tanh(), nn.Linear(10, c))
+def bare(d=6, c=3): return nn.Sequential(nn.Flatten(), nn.Linear(d, 10), nn.Tanh(), nn.Linear(10, c))
+
+class CE(nn.CrossEntropyLoss): y_int = True # as fastai's own says of itself: MixUp may take its loss at both labels
+
+class ShownLoss(Callback):
+    "The loss that is shown and recorded, not the one that goes backward, in the precision that fastai's Recorder has."
+    order,run_valid = 99,False
+    def after_loss(self): self.learn.loss = self.learn.loss.float()
+
+def learner(cbs=None, seed=1, model=net, opt_func=SGD, loss_func=None, **kwargs):
+    cbs = [ShownLoss(), *(cbs if isinstance(cbs, (list,tuple)) else [] if cbs is None else [cbs])]
+    return make_learner(seed, cbs, model=model, opt_func=opt_func, loss_func=loss_func or CE(), metrics=None, **kwargs)
+
+def close(a, b, tol=1e-9):
+    "Two learners hold the same parameters and buffers, to rounding."
+    a,b = [o.model.state_dict() for o in (a,b)]
+    assert a.keys()==b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=tol, atol=tol, msg=lambda m: f'{k}: {m}')
+
+# ---- every method
+
+HOLDOUT = torch.linspace(0, .5, 90)
+PRESETS = dict(
+    plain=lambda **kw: SelectiveTraining(**kw),
+    BLF=lambda **kw: BatchLossFilter(**dict(loss_perc=.6) | kw),
+    HNM=lambda **kw: HardNegativeMining(**dict(sample_perc=.4) | kw),
+    SB=lambda **kw: SelectiveBackprop(**dict(beta=1.) | kw),
+    rank=lambda **kw: RankSelectiveBackprop(**dict(start=0., end=1., interrupt=0) | kw),
+    importance=lambda **kw: ImportanceSampling(**dict(sample_perc=.5) | ({} if 'switch' in kw else dict(tau_th=0)) | kw),
+    CoreSet=lambda **kw: CoreSet(**dict(sample_perc=.4) | kw),
+    RHO=lambda **kw: RHOLoss(HOLDOUT, **dict(sample_perc=.4) | kw),
+    InfoBatch=lambda **kw: InfoBatch(**dict(warmup=1, delta=1.) | kw))
+METHODS = [o for o in PRESETS if o!='plain']
+
+class CutShort(Callback):
+    "Ends the epoch's training, or the epoch, after so many batches."
+    def __init__(self, n, what=CancelTrainException, order=0): self.n,self.what,self.order = n,what,order
+    def after_batch(self):
+        if self.training and self.iter==self.n-1: raise self.what
+
+class Trained(Callback):
+    "Which samples each step took, and of how many batches fastai was told; by their first input, which is another in every sample."
+    order,run_valid = 99,False
+    def before_fit(self): self.steps = []
+    def before_step(self): self.steps.append(self.xb[0][:,0].tolist())
+
+# ---- small images, and mixing
+
+def stripes(n=72, n_valid=16, c=3, size=6):
+    g = torch.Generator().manual_seed(3)
+    y = torch.randint(0, c, (n+n_valid,), generator=g)
+    x = torch.randn(n+n_valid, 2, size, size, generator=g) + y[:,None,None,None]*torch.linspace(-1, 1, size)
+    return Rows(x[:n], y[:n]),Rows(x[n:], y[n:])
+
+def image_net(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+class OneHot(nn.Module):
+    "A loss of soft labels, without `y_int`: fastai then mixes the labels themselves."
+    reduction = 'mean'
+    def forward(self, p, y):
+        l = -(p.log_softmax(1)*y).sum(1)
+        return l.mean() if self.reduction=='mean' else l
+
+def mixing_learner(kind, soft, cbs=None, **kwargs):
+    train,valid = stripes()
+    if soft: train,valid = [Rows(o.ts[0], F.one_hot(o.ts[1], 3).double()) for o in (train,valid)]
+    return learner(cbs, dls=lambda: loaders(train, valid), model=image_net, loss_func=OneHot() if soft else CE(), **kwargs)
+
+def reseed(learn, seed=4):
+    random.seed(seed); torch.manual_seed(seed)
+    learn.dls.train.rng = random.Random(seed)
+
+# ---- numbered samples, one sentence
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

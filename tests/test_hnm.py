@@ -1,21 +1,14 @@
 "Hard-negative mining: the rule by brute force, and training against a hand-written loop, the plain learner and BatchLossFilter."
 import math, warnings
 import numpy as np, pytest, torch
-from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
+from fastai.callback.schedule import combine_scheds, SchedCos, SchedLin
 from hypothesis import given, settings, strategies as st
 from blf_explore.blf import BatchLossFilter, select
-from blf_explore.engine.filtering import SelectiveTraining
-from blf_explore.hnm import HardNegativeMining, hardest
+from blf_explore.all import SelectiveTraining
 from blf_explore.engine.record import Record
+from blf_explore.hnm import hardest, HardNegativeMining
 from core_tools import *
-
-def by_hand(losses, k):
-    "Take the largest that is left, the first of equal ones, until there are enough; no sorting."
-    left,bag = list(enumerate(float(o) for o in losses)),[]
-    while left and (not bag or len(bag)<len(losses)*k):
-        i = max(range(len(left)), key=lambda j: left[j][1]) # the first of equal ones
-        bag.append(left.pop(i)[0])
-    return bag
+from references import hardest_by_hand
 
 # ---- the rule
 
@@ -28,7 +21,7 @@ def test_brute_force(vals, k):
     losses = torch.tensor(vals, dtype=torch.float32)
     sel = hardest(losses, k)
     assert sel.idxs.dtype==torch.int64 and sel.weights is None
-    assert sel.idxs.tolist()==by_hand(losses, k)
+    assert sel.idxs.tolist()==hardest_by_hand(losses, k)
     assert losses.tolist()==torch.tensor(vals, dtype=torch.float32).tolist() # and they are left alone
 
 @settings(max_examples=300, deadline=None)
@@ -68,10 +61,10 @@ def test_defaults():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_dtypes(dtype):
     losses = (10*torch.rand(50, generator=torch.Generator().manual_seed(0))).to(dtype)
-    assert hardest(losses, .3).idxs.tolist()==by_hand(losses.double(), .3)
+    assert hardest(losses, .3).idxs.tolist()==hardest_by_hand(losses.double(), .3)
     graph = torch.rand(9, requires_grad=True)
     sel = hardest(graph*2, .5)
-    assert sel.idxs.tolist()==by_hand(graph.detach(), .5) and graph.grad is None and not sel.idxs.requires_grad
+    assert sel.idxs.tolist()==hardest_by_hand(graph.detach(), .5) and graph.grad is None and not sel.idxs.requires_grad
 
 def test_what_is_not_finite_is_hardest():
     nan,inf = float('nan'),float('inf')
@@ -119,7 +112,7 @@ def test_it_has_one_setting():
 
 def pick_two(k):
     "The rule as `reference_fit` asks it, a schedule or a number; the test network's BatchNorm cannot train on one row."
-    def pick(losses, pct): return by_hand(losses, max(k(pct) if callable(k) else k, 1.5/len(losses)))
+    def pick(losses, pct): return hardest_by_hand(losses, max(k(pct) if callable(k) else k, 1.5/len(losses)))
     return pick
 
 @pytest.mark.parametrize('k', [.5, .26, .01, 1.])

@@ -1,20 +1,22 @@
 "Importance sampling against algebra, finite differences, statistics, and loops written by hand."
 import copy, inspect, math, pickle, random, warnings
-from functools import partial
 import numpy as np, pytest, torch
-from fastai.basics import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, FocalLossFlat, LabelSmoothingCrossEntropy,
-                           LabelSmoothingCrossEntropyFlat, MSELossFlat)
+from fastai.basics import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, FocalLossFlat,
+                           LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, MSELossFlat)
 from fastai.callback.core import Callback, CancelFitException
-from fastai.losses import BaseLoss
 from fastai.callback.schedule import SchedLin
+from fastai.losses import BaseLoss
 from fastai.torch_core import TensorBase
+from functools import partial
 from scipy.stats import chi2
 from blf_explore import importance
 from blf_explore.blf import BatchLossFilter
-from blf_explore.engine.filtering import SelectiveTraining, Selection
-from blf_explore.importance import ImportanceSampling, TauSwitch, grad_norm, grad_norm_bound, tau, tau_threshold, weighted_draw
+from blf_explore.all import Selection, SelectiveTraining
 from blf_explore.engine.losses import per_sample_loss
+from blf_explore.importance import (grad_norm, grad_norm_bound, ImportanceSampling, tau, tau_threshold, TauSwitch,
+                                    weighted_draw)
 from core_tools import *
+from references import hand_fit, hand_tau, loop_norms
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def rand(*shape, seed=0): return torch.randn(*shape, generator=gen(seed), dtype=torch.float64)
@@ -23,6 +25,7 @@ n,C = 9,5
 z = rand(n, C)*2
 labels = torch.randint(0, C, (n,), generator=gen(1))
 ignored = labels.clone(); ignored[[2,5]] = -100
+
 soft = rand(n, C, seed=2).softmax(1)
 many = (rand(n, C, seed=3)>0).double()
 one = many[:,0]
@@ -178,19 +181,6 @@ def test_faults_are_those_of_the_loss():
     for f in (F.cross_entropy, nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()):
         with pytest.raises(Exception): grad_norm_bound(f, z, labels[:4])
     with pytest.raises(Exception): grad_norm_bound(LabelSmoothingCrossEntropy(), z, soft)
-
-# ---- exact norms
-
-def loop_norms(model, f, xb, yb):
-    "A backward pass per sample, in eval mode."
-    model = copy.deepcopy(model).eval()
-    res = []
-    for i in range(len(yb[0])):
-        model.zero_grad()
-        x,y = ([{k: v[i:i+1] for k,v in o.items()} if isinstance(o, dict) else o[i:i+1] for o in b] for b in (xb, yb))
-        per_sample_loss(f, model(*x), *y).sum().backward()
-        res.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
-    return torch.stack(res)
 
 linear_cases = [
     ('cross-entropy', F.cross_entropy, C, labels), ('torch smoothing', nn.CrossEntropyLoss(label_smoothing=.2), C, labels),
@@ -361,50 +351,6 @@ def test_draws_leave_the_global_random_state():
     assert torch.equal(a.idxs, b.idxs) and torch.equal(a.weights, b.weights)
     assert a.idxs.dtype==torch.int64 and a.weights.dtype==torch.float32 and len(a.idxs)==len(a.weights)==50
     assert not torch.equal(a.idxs, weighted_draw(torch.rand(9, generator=gen()), 50, gen(6)).idxs)
-
-# ---- training, against loops without any callback
-
-def hand_tau(s):
-    g = [float(o)/sum(map(float, s)) for o in s]
-    return 1/math.sqrt(1-sum((o-1/len(g))**2 for o in g)/sum(o*o for o in g))
-
-def hand_bound(p, y): return (p.softmax(1)-F.one_hot(y, p.shape[1])).norm(dim=1)
-
-def hand_fit(learn, n_epoch, lr, choose, threshold):
-    """Train by a loop: while the running mean of tau is at or below `threshold(n)` plainly, else on the rows and weights of
-    `choose(losses, bounds)`. Tau is taken of the bounds of whatever forward the batch had. Returns the rows trained on, and the
-    running means before each batch."""
-    model = learn.model
-    learn.create_opt()
-    if learn.wd is not None: learn.opt.set_hypers(wd=learn.wd)
-    learn.opt.set_hypers(lr=lr)
-    mean,used,means = 0.,[],[]
-    for _ in range(n_epoch):
-        model.train()
-        for x,y in learn.dls.train:
-            means.append(mean)
-            th = threshold(len(y))
-            if th==0 or mean>th:
-                before = torch.get_rng_state()
-                model.eval()
-                with torch.no_grad(): p = model(x)
-                model.train()
-                torch.set_rng_state(before)
-                bounds = hand_bound(p, y)
-                idxs,w = choose(F.cross_entropy(p, y, reduction='none'), bounds)
-                (F.cross_entropy(model(x[idxs]), y[idxs], reduction='none')*w).mean().backward()
-            else:
-                idxs = list(range(len(y)))
-                p = model(x)
-                bounds = hand_bound(p.detach(), y)
-                F.cross_entropy(p, y).backward()
-            mean = .9*mean + .1*hand_tau(bounds)
-            used.append(idxs)
-            learn.opt.step(); learn.opt.zero_grad()
-        model.eval()
-        with torch.no_grad():
-            for x,_ in learn.dls.valid: model(x)
-    return used,means
 
 def drawer(g, share):
     def draw(losses, bounds):

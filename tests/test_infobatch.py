@@ -115,7 +115,7 @@ def test_infobatch_against_a_loop(queue, drop_last, prune, delta):
     want,last = infobatch_loop(b, 5, prune, delta, queue, .1)
     assert steps==want
     for (k,p),q in zip(a.model.state_dict().items(), b.model.state_dict().values()): torch.testing.assert_close(p, q, atol=2e-6, rtol=1e-4)
-    np.testing.assert_allclose(a.selection.memory['last'], [math.nan if o is None else o for o in last], atol=1e-5)
+    np.testing.assert_allclose(a.selection.known.scores, [math.nan if o is None else o for o in last], atol=1e-5)
     rec = a.selection.batches
     assert rec.n_trained.sum()==rec.n_kept.sum()==sum(map(len, want))
     assert rec.n_scored.sum()==0
@@ -176,7 +176,7 @@ def test_infobatch_warmup_zero_and_unseen_samples():
         order = 56
         def before_batch(self):
             if not self.training: return
-            waiting = [i for o in self.learn.selection.memory['queue'] for i in o.ids.tolist()]
+            waiting = [i for o in self.learn.selection._fit.step.parts for i in o.ids.tolist()]
             assert self.learn.note.new <= set(self.xb[1].tolist()) | set(waiting)
     learn.fit(4, 1e-2, cbs=[Note(), Then()])
     b = learn.selection.batches

@@ -1,11 +1,13 @@
 "Selective-Backprop: its probabilities against brute force and statistics, its training against a loop without any callback."
-import itertools, math, warnings
+import math, warnings
 import numpy as np, pytest, torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin
 from fastai.optimizer import OptimWrapper
-from blf_explore.sb import RankSelectiveBackprop, SelectiveBackprop, independent_draw, keep_probability, percentiles, rank_draw
+from blf_explore.sb import (independent_draw, keep_probability, percentiles, rank_draw, RankSelectiveBackprop,
+                            SelectiveBackprop)
 from core_tools import *
+from references import composer_is_on, numbers, sb_bs, sb_by_hand, sb_lr, sb_rate, subset_chances
 
 sigmas = 5 # a count further off than this has a chance below 6e-7, if the probability is right
 
@@ -66,17 +68,6 @@ def test_share_kept_is_one_in_beta_plus_one(beta):
     assert abs(kept/n-want) < 2*sigmas*math.sqrt(want*(1-want)/n)
     assert abs(want-1/(beta+1)) < 1/m
 
-# ---- the draw by rank
-
-def subset_chances(w, k):
-    "Chance of each subset of size k under draws one after the other, each by its weight among those left: by listing them."
-    res = {}
-    for o in itertools.permutations(range(len(w)), k):
-        p,left = 1.,sum(w)
-        for i in o: p,left = p*w[i]/left,left-w[i]
-        res[frozenset(o)] = res.get(frozenset(o), 0)+p
-    return res
-
 @pytest.mark.parametrize('k', [1, 2, 3, 4])
 def test_rank_draw_against_all_draws_listed(k):
     n,reps,g = 5,6000,gen(k)
@@ -132,22 +123,17 @@ def numbered(n=70, n_valid=16):
     train,valid = blobs(n, n_valid)
     def add(o): return Rows(torch.cat([o.ts[0], torch.arange(len(o.ts[0]))[:,None].float()], 1), o.ts[1])
     return add(train),add(valid)
-
-def numbers(x): return [int(o) for o in x[:,-1]]
-
-bs,top_lr = 16,.2
-def sgd(params, lr=top_lr, **kwargs): return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=.9)
-def sched(pct): return SchedCos(top_lr, top_lr/20)(pct)
+def sgd(params, lr=sb_lr, **kwargs): return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=.9)
 
 def sb_learner(cbs=None, n=70, model=bn_net, seed=1, **kwargs):
     def dls():
         train,valid = numbered(n)
         kw = dict(shuffle=True, drop_last=False, num_workers=0) | kwargs
-        return DataLoaders(DataLoader(train, bs=bs, **kw), DataLoader(valid, bs=bs, num_workers=0), device='cpu')
+        return DataLoaders(DataLoader(train, bs=sb_bs, **kw), DataLoader(valid, bs=sb_bs, num_workers=0), device='cpu')
     return make_learner(seed, cbs, model=lambda: Known(model()), dls=dls, opt_func=sgd, metrics=None)
 
 def fit(learn, n_epoch=4, **kwargs):
-    learn.fit(n_epoch, top_lr, cbs=ParamScheduler({'lr': sched}), **kwargs)
+    learn.fit(n_epoch, sb_lr, cbs=ParamScheduler({'lr': sb_rate}), **kwargs)
     return learn
 
 class Steps(Callback):
@@ -175,65 +161,6 @@ class Steps(Callback):
         self.hook.remove()
         self.learn.opt.opt.step = self.step
 
-def by_hand(learn, n_epoch=4, beta=1., history=1024, warmup=1, queue=True, stale=0, needs_two=True):
-    """Selective-Backprop without a callback: plain Python lists for the history, the queue and the last losses by sample. Returns
-    the steps, each (epoch, batch, [numbers of its samples]), and the samples scored, in the same form."""
-    model,dls = learn.model,learn.dls
-    opt = torch.optim.SGD(model.parameters(), lr=top_lr, momentum=.9)
-    before = torch.get_rng_state() # the draws have a generator of their own, whose seed moves nothing
-    gen = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
-    torch.set_rng_state(before)
-    hist,last,steps,scored = [],{},[],[]
-    def step(x, y):
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-    for epoch in range(n_epoch):
-        pct,n_iter = epoch/n_epoch,len(dls.train)
-        model.train()
-        wait = []
-        for i,(x,y) in enumerate(dls.train):
-            ids,n = numbers(x),len(x)
-            for g in opt.param_groups: g['lr'] = sched(pct)
-            pct += 1/(n_iter*n_epoch)
-            if epoch<warmup: # plain; the losses of the training forward are noted
-                p = model(x)
-                F.cross_entropy(p, y).backward()
-                opt.step(); opt.zero_grad()
-                losses = F.cross_entropy(p.detach(), y, reduction='none').tolist()
-                steps.append((epoch, i, ids))
-                for o,l in zip(ids, losses): last[o] = l,epoch
-                hist = (hist+losses)[-history:]
-                continue
-            rows = [j for j,o in enumerate(ids) if o not in last or epoch-last[o][1]>stale]
-            if rows:
-                before = torch.get_rng_state()
-                model.eval()
-                with torch.no_grad(): fresh = F.cross_entropy(model(x[rows]), y[rows], reduction='none').tolist()
-                model.train()
-                torch.set_rng_state(before)
-                for j,l in zip(rows, fresh): last[ids[j]] = l,epoch
-                scored.append((epoch, i, [ids[j] for j in rows]))
-            losses = [last[o][0] for o in ids]
-            hist = (hist+losses)[-history:]
-            chance = [(sum(h<l for h in hist)/len(hist))**beta for l in losses]
-            u = torch.rand(n, generator=gen, dtype=torch.float64).tolist()
-            hardest = sorted(range(n), key=lambda j: -losses[j]) # stable
-            kept = [j for j in hardest if u[j]<chance[j]] or hardest[:not queue] # a queue waits for more
-            end = i==n_iter-1
-            if needs_two and n>1 and len(kept)==1 and (not queue or (end and not wait)): # a BatchNorm cannot train on one sample
-                kept += [j for j in hardest if j not in kept][:1]
-            if len(kept)==n: kept = range(n) # all of a batch stay in their order, as in plain training
-            wait += [(x[j], y[j], ids[j]) for j in kept]
-            while wait and (not queue or end or len(wait)>=bs):
-                k = bs+1 if needs_two and queue and end and len(wait)==bs+1 else bs if queue else len(wait)
-                now,wait = wait[:k],wait[k:]
-                step(torch.stack([o[0] for o in now]), torch.stack([o[1] for o in now]))
-                steps.append((epoch, i, [o[2] for o in now]))
-        for _ in dls.valid: pass # it draws a number, too
-    return steps,scored
-
 def bare_net(d=6, c=3): return nn.Sequential(nn.Linear(d, 12), nn.ReLU(), nn.Dropout(.3), nn.Linear(12, c))
 
 cases = [dict(), dict(stale=1), dict(stale=2), dict(queue=False), dict(queue=False, stale=1), dict(queue=False, stale=2), dict(warmup=0),
@@ -249,7 +176,7 @@ def test_against_a_loop_without_callback(kw, data):
         warnings.simplefilter('error')
         fit(learn)
     ref = sb_learner(**data) # made when it is trained: to make it sets the seed
-    steps,scored = by_hand(ref, **kw, needs_two='model' not in data)
+    steps,scored = sb_by_hand(ref, **kw, needs_two='model' not in data)
     assert learn.steps.trained==steps and learn.steps.scored==scored
     a,b = ref.model.state_dict(),learn.model.state_dict()
     for k in a: assert torch.equal(a[k], b[k]), k
@@ -257,8 +184,8 @@ def test_against_a_loop_without_callback(kw, data):
     warmup,queue,cb = kw.get('warmup', 1),kw.get('queue', True),learn.selection
     n_iter = len(learn.dls.train)
     last_step = {e: max(i for i,o in enumerate(steps) if o[0]==e) for e in range(4)}
-    if queue: # every optimizer step but an epoch's last has exactly bs samples
-        assert all(len(o[2])==bs for i,o in enumerate(steps) if i!=last_step[o[0]])
+    if queue: # every optimizer step but an epoch's last has exactly sb_bs samples
+        assert all(len(o[2])==sb_bs for i,o in enumerate(steps) if i!=last_step[o[0]])
         assert not cb.waiting
     for e in range(warmup, 4): # every selected sample is trained on exactly once, in its epoch
         picked = sum(learn.steps.picked[(e-warmup)*n_iter:(e-warmup+1)*n_iter], [])
@@ -278,9 +205,9 @@ def test_timing_plain_steps_changes_nothing():
 
 def test_the_reference_can_differ():
     "Another seed, selectivity or staleness does end elsewhere."
-    base = by_hand(sb_learner())[0]
-    assert base==by_hand(sb_learner())[0]
-    for kw in dict(beta=1.1),dict(stale=1),dict(history=20),dict(queue=False),dict(warmup=0): assert by_hand(sb_learner(), **kw)[0]!=base
+    base = sb_by_hand(sb_learner())[0]
+    assert base==sb_by_hand(sb_learner())[0]
+    for kw in dict(beta=1.1),dict(stale=1),dict(history=20),dict(queue=False),dict(warmup=0): assert sb_by_hand(sb_learner(), **kw)[0]!=base
 
 @pytest.mark.parametrize('stale', [1, 2, 3])
 def test_no_scoring_forward_for_a_reused_loss(stale):
@@ -334,7 +261,7 @@ def test_learning_rate_follows_the_batches_seen(kw):
 def test_history_is_the_last_losses():
     for history in 1,30,1000:
         cb = SelectiveBackprop(1., history=history)
-        learn = fit(sb_learner(cbs=cb))
+        fit(sb_learner(cbs=cb))
         flat = np.concatenate(cb.record.losses)
         assert len(flat)==4*70 and cb.memory['history'].tolist()==flat[-history:].tolist()
 
@@ -388,33 +315,27 @@ def test_plain_batches_between_keep_the_steps_full():
     learn = fit(sb_learner(cbs=[SelectiveBackprop(2., interrupt=2), Steps(), Told()]))
     for e in range(1, 4):
         sizes = [len(ids) for epoch,_,ids in learn.steps.trained if epoch==e]
-        assert set(sizes[:-1])<={bs} and 0<sizes[-1]<=bs+1
+        assert set(sizes[:-1])<={sb_bs} and 0<sizes[-1]<=sb_bs+1
         trained = sum((ids for epoch,_,ids in learn.steps.trained if epoch==e), [])
         seen = [learn.told.all[e,i][0] for i in range(5)]
         picked = learn.steps.picked[3*(e-1):3*e] # of the first, third and fifth batch
         assert sorted(trained)==sorted(sum(picked, [])+seen[1]+seen[3])
-
-# ---- Composer's variant
-
-def composer_is_on(done, i, start, end, interrupt):
-    "When mosaicml/composer selects: within the interval, and not at every interrupt-th batch of an epoch."
-    return start<=done<end and (interrupt==0 or (i+1)%interrupt!=0)
 
 @pytest.mark.parametrize('kw', [dict(), dict(sample_perc=.3, start=0., end=1., interrupt=0), dict(start=.25, end=.75, interrupt=3), dict(sample_perc=1., start=0.)], ids=case)
 def test_rank_variant_against_a_loop_without_callback(kw):
     learn = fit(sb_learner(cbs=[RankSelectiveBackprop(**kw, plain_every=0), Steps()]))
     ref = sb_learner()
     share,start,end,interrupt = (kw.get(k, v) for k,v in dict(sample_perc=.5, start=.5, end=.9, interrupt=2).items())
-    model,opt = ref.model,torch.optim.SGD(ref.model.parameters(), lr=top_lr, momentum=.9)
+    model,opt = ref.model,torch.optim.SGD(ref.model.parameters(), lr=sb_lr, momentum=.9)
     before = torch.get_rng_state()
     g = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
     torch.set_rng_state(before)
-    steps,pcts = [],[e/4+i/20 for e in range(4) for i in range(5)]
+    steps = []
     for epoch in range(4):
         pct = epoch/4
         model.train()
         for i,(x,y) in enumerate(ref.dls.train):
-            for o in opt.param_groups: o['lr'] = sched(pct)
+            for o in opt.param_groups: o['lr'] = sb_rate(pct)
             pct += 1/20
             if composer_is_on((5*epoch+i)/20, i, start, end, interrupt):
                 before = torch.get_rng_state()
@@ -493,7 +414,7 @@ def test_unknown_setting():
 def test_a_loader_that_does_not_tell():
     "With stale, samples have to be recognised; PyTorch's own loader does not say which they are."
     train,valid = numbered()
-    def dls(): return DataLoaders(torch.utils.data.DataLoader(train, bs, shuffle=True), torch.utils.data.DataLoader(valid, bs), device='cpu')
+    def dls(): return DataLoaders(torch.utils.data.DataLoader(train, sb_bs, shuffle=True), torch.utils.data.DataLoader(valid, sb_bs), device='cpu')
     learn = make_learner(dls=dls, model=lambda: Known(bn_net()), metrics=None, cbs=SelectiveBackprop(stale=1))
     with pytest.raises(ValueError, match='does not tell which samples'): learn.fit(1)
     learn = make_learner(dls=dls, model=lambda: Known(bn_net()), metrics=None, cbs=SelectiveBackprop()) # without, nobody asks

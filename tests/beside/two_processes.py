@@ -1,6 +1,6 @@
 """One of two processes that train together on a CPU: python two_processes.py FOLDER RANK
 
-test_together.py starts both, and compares what they leave in FOLDER with a loop in one process."""
+test_processes.py starts both, and compares what they leave in FOLDER with a loop in one process."""
 import datetime, os, random, sys
 from pathlib import Path
 
@@ -41,8 +41,7 @@ def main(folder, rank):
     from fastai.callback.training import GradientAccumulation
     from fastai.distributed import DistributedDL
     from blf_explore.engine.filtering import Selection, SelectiveTraining
-    from core_tools import Callback
-    from test_together import bare, learner, net
+    from core_tools import Callback, PRESETS, bare, learner, net
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2,
@@ -81,7 +80,7 @@ def main(folder, rank):
     run('all', 2, SelectiveTraining(selector=lambda s: Selection(torch.arange(len(s))), plain_every=2), net)
     def one(scores): return Selection(torch.arange(6 if rank else 16 if len(scores)==16 else 1)) # 18 of 45, or 33: two batches and one
     run('one', 1, SelectiveTraining(selector=one, queue=True), net)
-    from test_together import PRESETS # every method: the draws, the switch and the memory are each process's own
+    # every method: the draws, the switch and the memory are each process's own
     for name,make in PRESETS.items(): run(name, 3, make(plain_every=2, **(dict(tau_th=.4) if name=='importance' else {})))
     try: run('accumulation', 1, SelectiveTraining(selector=OfRank(rank)), cbs=[GradientAccumulation(20)])
     except ValueError as e: message = str(e)

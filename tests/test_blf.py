@@ -1,8 +1,9 @@
 "`select` against FACTS' rule, by brute force, on generated losses."
 import numpy as np, pytest, torch
+from fastai.callback.schedule import combine_scheds, SchedCos, SchedLin
 from hypothesis import given, settings, strategies as st
 from blf_explore.blf import select
-from core_tools import brute_blf
+from core_tools import *
 
 # few distinct values give ties; zeros; tiny and huge ones as float32 holds them
 values = st.one_of(st.sampled_from([0., 1., 2., .5, 1e-45, 1e-30, 3e38, 7.]), st.floats(0, 2.**100, width=32))
@@ -73,3 +74,32 @@ def test_bad_settings(name, val):
 
 def test_both_zero():
     with pytest.raises(ValueError, match='loss_perc=0 and sample_perc=0'): select(torch.ones(4), 0, 0.)
+
+# ---- BLF itself
+
+@pytest.mark.parametrize('loss_perc,sample_perc', [(.9, 0.), (.5, 0.), (.2, .4), (0., .3), (0., 1e-9)])
+def test_equals_a_hand_written_loop(loss_perc, sample_perc):
+    def pick(losses, pct):
+        idxs = brute_blf(losses, loss_perc, sample_perc)
+        if len(idxs)==1: idxs = sorted(range(len(losses)), key=lambda i: -losses[i])[:2] # this net's BatchNorm cannot train on one row
+        return idxs
+    ref = make_learner()
+    picked = reference_fit(ref, 3, pick, lr=1e-2)
+    blf = make_learner().batch_loss_filter(loss_perc, sample_perc, plain_every=3)
+    blf.fit(3, 1e-2)
+    assert_same(state(ref), state(blf))
+    assert differs(state(ref), state(trained(None, 3)[0]))
+    b = blf.selection.batches
+    assert b.n_kept.tolist()==[len(o) for o in picked]
+    assert b.n_seen.tolist()==[16]*5+[10]+[16]*5+[10]+[16]*5+[10]
+
+def test_schedule_against_a_hand_written_loop():
+    sched = combine_scheds([.5,.5], [SchedCos(1., .5), SchedLin(.5, .1)])
+    ref = make_learner()
+    picked = reference_fit(ref, 3, lambda l, pct: brute_blf(l, sched(pct), .5*pct), lr=1e-2)
+    blf = make_learner().batch_loss_filter(sched, SchedLin(0., .5))
+    blf.fit(3, 1e-2)
+    assert_same(state(ref), state(blf))
+    b = blf.selection.batches
+    assert b.n_kept.tolist()==[len(o) for o in picked]
+    assert b.loss_perc.iloc[0]==1 and b.loss_perc.is_monotonic_decreasing and b.sample_perc.is_monotonic_increasing

@@ -1,0 +1,126 @@
+"Settings: their ranges, schedules and changes in mid-training, and when a method selects."
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import combine_scheds, SchedCos, SchedLin
+from blf_explore.blf import BatchLossFilter
+from blf_explore.all import SelectiveTraining
+from core_tools import *
+from references import hand_learner, loss_of, steps_by_hand, top
+
+@pytest.mark.parametrize('kw', [dict(loss_perc=1.5), dict(loss_perc=-1), dict(sample_perc=2), dict(loss_perc='x'), dict(loss_perc=None), dict(loss_perc=float('nan')),
+                                dict(loss_perc=0, sample_perc=0), dict(loss_perc=SchedLin(.5, 1.5)), dict(sample_perc=lambda pct: 'no'), dict(loss_perc=True)])
+def test_bad_settings_change_nothing(kw):
+    "One sentence that names the argument and what is accepted, at once; the learner keeps what it had."
+    learn = make_learner().batch_loss_filter(.7)
+    old,cbs = learn.selection,list(learn.cbs)
+    for f in (lambda: learn.batch_loss_filter(**kw), lambda: BatchLossFilter(**kw), lambda: learn.selection.set(**kw)):
+        with pytest.raises(ValueError) as e: f()
+        msg = str(e.value)
+        assert next(iter(kw)) in msg and '1' in msg and '0' in msg and '\n' not in msg and '. ' not in msg
+        val = next(iter(kw.values()))
+        if not callable(val): assert repr(val) in msg
+    assert learn.selection is old and list(learn.cbs)==cbs and old.loss_perc==.7 and old.sample_perc==0
+    learn.fit(1)
+
+def test_bad_assignment_stops_before_training():
+    learn = make_learner().batch_loss_filter()
+    before = state(learn)
+    learn.selection.loss_perc = 1.5
+    with pytest.raises(ValueError, match='loss_perc=1.5 is not accepted'): learn.fit(1)
+    now = state(learn)
+    assert all(torch.equal(before[k], now[k]) for k in before)
+    learn.selection.loss_perc = .5
+    learn.fit(1)
+    class Bad(Callback):
+        def after_batch(self):
+            if self.training and self.iter==2: self.learn.selection.sample_perc = 'half'
+    with pytest.raises(ValueError, match="sample_perc='half'"): learn.fit(1, cbs=Bad())
+    assert len(learn.selection.batches)==3
+
+def test_unknown_setting():
+    with pytest.raises(ValueError, match='beta=2'): make_learner().batch_loss_filter().selection.set(beta=2)
+
+# ---- settings that move
+
+def test_schedules():
+    sched = combine_scheds([.25,.75], [SchedLin(1., .5), SchedCos(.5, .2)])
+    learn = make_learner().batch_loss_filter(sched, sample_perc=SchedLin(.3, .1))
+    learn.fit(3)
+    b = learn.selection.batches
+    pcts = np.arange(18)/18
+    np.testing.assert_allclose(b.loss_perc, [sched(o) for o in pcts], atol=1e-6)
+    np.testing.assert_allclose(b.sample_perc, .3-.2*pcts, atol=1e-6)
+    for losses,row in zip(learn.selection.record.losses, b.itertuples()):
+        assert max(2, len(brute_blf(losses, row.loss_perc, row.sample_perc)))==row.n_kept
+    assert len(learn.selection.record.changes)==0 # a schedule that runs is no change
+    assert learn.selection.record.info['settings']==dict(loss_perc='schedule from 1 to 0.2', sample_perc='schedule from 0.3 to 0.1')
+
+@pytest.mark.parametrize('by', ['set', 'assign'])
+def test_changes_in_mid_training(by):
+    class Move(Callback):
+        order = 99
+        def after_batch(self):
+            if not self.training: return
+            def put(**kw): self.learn.selection.set(**kw) if by=='set' else [setattr(self.learn.selection, k, v) for k,v in kw.items()]
+            if (self.epoch, self.iter)==(0, 1): put(loss_perc=.2)
+            if (self.epoch, self.iter)==(1, 3): put(loss_perc=0., sample_perc=.75)
+            if (self.epoch, self.iter)==(1, 4): put(loss_perc=0.) # no change
+            if (self.epoch, self.iter)==(2, 0): put(loss_perc=SchedLin(1., 1.))
+    learn = make_learner(cbs=Move()).batch_loss_filter(.9)
+    learn.fit(3)
+    b,c = learn.selection.batches,learn.selection.record.changes
+    assert b.loss_perc.tolist()==[.9]*2 + [.2]*4 + [.2]*4 + [0.]*2 + [0.] + [1.]*5
+    assert b.sample_perc.tolist()==[0.]*10 + [.75]*8
+    for losses,row in zip(learn.selection.record.losses, b.itertuples()):
+        assert max(2, len(brute_blf(losses, row.loss_perc, row.sample_perc)))==row.n_kept
+    assert list(c.columns)==['epoch','batch','setting','old','new']
+    assert c.values.tolist()==[[0, 2, 'loss_perc', .9, .2], [1, 10, 'loss_perc', .2, 0.], [1, 10, 'sample_perc', 0., .75], [2, 13, 'loss_perc', 0., 1.]]
+    assert learn.selection.record.info['settings']==dict(loss_perc=.9, sample_perc=0.) # as the run began
+
+@pytest.mark.parametrize('kw', [dict(score='loss'), dict(score=None), dict(selector='hardest'), dict(selector=5), dict(keep_losses='a')], ids=case)
+def test_what_is_no_function_is_told_at_once(kw):
+    k,v = next(iter(kw.items()))
+    with pytest.raises(ValueError, match=f'^{k}={v!r} is not accepted'): SelectiveTraining(**kw)
+
+# ---- when and how, with every method
+
+def six(batches): return [(e, i) for e in range(4) for i in batches]
+
+@double
+@pytest.mark.parametrize('kw,on', [
+    (dict(), six(range(6))),
+    (dict(warmup=1), six(range(6))[6:]),
+    (dict(warmup=4), []),
+    (dict(start=.5, end=.75), [(2, i) for i in range(6)]), # batches 12 to 17 of 24
+    (dict(start=.3, end=.8), [(1, 2), (1, 3), (1, 4), (1, 5), *[(2, i) for i in range(6)], (3, 0), (3, 1)]), # 7.2/24 and 19.2/24
+    (dict(start=1/3, end=2/3), [(1, 2), (1, 3), (1, 4), (1, 5), *[(2, i) for i in range(4)]]), # 8 to 15
+    (dict(interrupt=2), six([0, 2, 4])), (dict(interrupt=4), six([0, 1, 2, 4, 5])), (dict(interrupt=1), []),
+    (dict(warmup=1, start=.1, end=.9, interrupt=3), [(e, i) for e,i in six([0, 1, 3, 4]) if (1, 0)<=(e, i)<(3, 4)])]) # 21.6/24
+@pytest.mark.parametrize('queue', [False, True])
+def test_when(kw, on, queue):
+    "Which batches are selected from, listed by hand; the others train whole, and nothing was scored for them."
+    learn = learner(SelectiveTraining(selector=top, queue=queue, plain_every=0, **kw))
+    learn.fit(4, .05)
+    b = learn.selection.batches
+    assert [(e, i%6) for e,i,n in zip(b.epoch, b.batch, b.n_scored) if n]==on
+    sizes = [10 if i==5 else 16 for _,i in six(range(6))]
+    assert b.n_seen.tolist()==sizes and b.n_kept.tolist()==[round(n*.4) if o in on else n for n,o in zip(sizes, six(range(6)))]
+    want = hand_learner(.05)
+    which = iter(six(range(6)))
+    pick = lambda scores: top(scores, .4 if next(which) in on else 1.)
+    for x,y,w in steps_by_hand(want, 4, pick, queue):
+        loss_of(want.model, x, y, w).backward()
+        want.opt.step(); want.opt.zero_grad()
+    close(learn, want)
+
+@double
+@pytest.mark.parametrize('name', METHODS)
+def test_when_of_every_method(name):
+    learn = learner(PRESETS[name](warmup=1, start=.1, end=.9, interrupt=3, queue=False))
+    learn.fit(4, .05)
+    b = learn.selection.batches
+    at = [(e, i%6) for e,i in zip(b.epoch, b.batch)]
+    on = [(e, i) for e,i in six([0, 1, 3, 4]) if (1, 0)<=(e, i)<(3, 4)]
+    assert all(k==n for k,n,o in zip(b.n_kept, b.n_seen, at) if o not in on)
+    assert {o for o,n in zip(at, b.n_scored) if n}==(set() if name=='InfoBatch' else set(on))
+    assert sum(k for k,o in zip(b.n_kept, at) if o in on) < sum(n for n,o in zip(b.n_seen, at) if o in on)
