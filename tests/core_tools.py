@@ -56,7 +56,7 @@ def make_learner(seed=1, cbs=None, model=None, dls=None, loss_func=None, metrics
 
 def tries_out(learn):
     "Whether the selection is trying the learner out, before the first batch of a fit: forwards that belong to no batch."
-    f = getattr(getattr(learn, 'selection', None), '_fit', None)
+    f = getattr(getattr(learn, 'selection', None), '_fit', None) if learn is not None else None
     return f is not None and not f.rehearsed
 
 def noop_log(*_): pass # unlike fastai's `noop`, which stands for "no table at all"

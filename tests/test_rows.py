@@ -4,7 +4,7 @@ from collections import namedtuple, OrderedDict
 from fastai.basics import fastuple
 from torch import nn
 from blf_explore.all import Selection, SelectiveTraining
-from blf_explore.engine.filtering import join, take
+from blf_explore.engine.rows import join, take
 from core_tools import *
 from references import hand_learner, steps_by_hand, weighted
 

@@ -77,7 +77,7 @@ class SelectiveTraining(Callback):
     refused before it trains, in one sentence (`ValueError`)."""
     order,run_valid,name = 55,False,'selection' # after MixedPrecision and Recorder, before ProgressCallback
     method,settings = 'plain',()
-    _stateattrs = ('record','fits','memory','known','waiting','gen','ids','_fit','_resume')
+    _stateattrs = ('record','fits','memory','known','_left','gen','ids','_fit','_resume')
     by_id = False # does the method have to know which samples a batch holds? Then they are in `ids`
     weighs = False # does the method weight what it selects?
     watch_rows = False # no scoring forward: a sample's score is its loss when it was last trained on (needs `by_id`, too)
@@ -108,7 +108,7 @@ class SelectiveTraining(Callback):
         self.fits = [] # the records of all fits
         self.memory = {} # what the method learnt from earlier batches, of tensors and numbers; begins anew with every fit
         self.known = None # `LastScores`, once there are some
-        self.waiting = [] # parts that the queue holds
+        self._left = [] # what the queue held when the last fit ended
         self.gen = torch.Generator() # for the method's draws
         self.ids = None # which samples the scores at hand are of
         self._fit = self._resume = None
@@ -121,6 +121,8 @@ class SelectiveTraining(Callback):
     def batches(self): return self.record.batches
     @property
     def last(self): return self._fit and self._fit.last
+    @property
+    def waiting(self): return self._left if self._fit is None else self._fit.step.parts
     @property
     def timer(self): return self._fit and self._fit.log.timer
 
@@ -205,11 +207,11 @@ def _begin(self:SelectiveTraining)->_Fit:
     resume,self._resume = self._resume,None
     if resume is None:
         with rng_untouched(device): self.gen.manual_seed(int(torch.randint(2**62, (1,)))+rank_distrib())
-        self.memory,self.known,self.waiting = dict(switch=self.switch and self.switch.start()),None,[]
+        self.memory,self.known,self._left = dict(switch=self.switch and self.switch.start()),None,[]
         self.begin()
     else: go_on(self, resume, device)
     self.fits.append(self.record)
-    step = Queue(bs, device, self.waiting) if self.queue else Filter()
+    step = Queue(bs, device, self._left) if self.queue else Filter()
     return _Fit(Look(self.learn, self, self.forward, self.after_mix, self.scale_factor),
                 Logbook(self.record, device, self.plain_every, self.keep_losses and self.selector is not None),
                 When(self.warmup, self.start, self.end, self.interrupt), step)
@@ -238,10 +240,10 @@ def after_train(self:SelectiveTraining):
 
 @patch
 def after_fit(self:SelectiveTraining):
-    if self._fit is not None: # a cancelled fit has come past `after_train`
-        self._finish(self._fit)
-        self._unnumber()
-    self._fit = None
+    if self._fit is None: return
+    self._finish(self._fit) # a cancelled fit has come past `after_train`
+    self._unnumber()
+    self._left,self._fit = self._fit.step.parts if self.queue else [],None
 
 @patch
 def _finish(self:SelectiveTraining, f):
@@ -264,7 +266,7 @@ def before_batch(self:SelectiveTraining):
     step = f.log.open(self.epoch, rows.n, self._values_now(f))
     step.loss = self.learn.loss # where another callback cancels the batch, there is no other
     if self.selector is None:
-        f.rows = rows
+        f.rows,step.is_plain = rows,True
         return f.log.timer.start('train')
     if f.look.compiled: of_any_size(rows.xb, rows.yb)
     self._rehearse(f, rows)
@@ -272,10 +274,12 @@ def before_batch(self:SelectiveTraining):
     if due and on: f.log.time_plain(f.look, rows)
     f.log.timer.start('score' if on else 'train')
     kept = self._select(f, rows, step) if on else rows
-    lone = not self._needs_two(f)
-    ready = f.step.put(kept, self.iter==self.n_iter-1, partial(f.look.in_all, op=torch.distributed.ReduceOp.MIN), lone)
     step.n_kept = kept.n
-    if ready is None: self._skip(f, step)
+    f.step.add(kept)
+    last = self.iter==self.n_iter-1
+    go = f.look.in_all(f.step.ready(last), torch.distributed.ReduceOp.MIN)
+    if not go or (not len(f.step) and f.look.world==1): self._skip(f, step)
+    ready = self._next(f, lone=not last)
     f.watched,step.is_plain = not on,not on and due and ready is rows
     if on: f.log.timer.next('train')
     self._put(f, ready)
@@ -313,7 +317,7 @@ def _is_on(self:SelectiveTraining, f, rows):
 def _put(self:SelectiveTraining, f, rows):
     "Let the step train on these."
     f.rows = rows
-    if f.rest is None: f.n_real = f.log.now.n_trained = rows.n
+    if f.rest is None: f.log.now.n_trained = f.n_real
     if rows is f.raw: return # not touched at all: even a reordering would change the last bits of a sum
     self.learn.xb,self.learn.yb = rows.xb,rows.yb
     if rows.mixed is not None: f.look.mix.yb1,f.look.mix.lam = rows.mixed
@@ -382,8 +386,9 @@ def _choose(self:SelectiveTraining, f, scores, step):
     "A selection, or None to keep all."
     n = len(scores)
     if not math.isfinite(scores.double().sum()) or (self.watch_rows and f.log.diverged): # double: finite losses do not overflow
-        return f.log.not_finite()
+        return f.log.not_finite(self.epoch)
     sel = self.selector(scores, **step.settings)
+    if not len(sel.idxs) and not self.queue: raise ValueError(f"selector={self.selector!r} kept none of {n} samples: give one that keeps at least one")
     ends = self.queue and self.iter==self.n_iter-1 and len(f.step)+len(sel.idxs)==1 # the queue's last step would be of one sample
     if len(sel.idxs)==1 and n>1 and (ends or not self.queue) and self._needs_two(f): sel = with_hardest(sel, scores)
     return sel if len(sel.idxs)<n or sel.weights is not None else None
@@ -456,7 +461,7 @@ def _watch(self:SelectiveTraining, f):
     scores = on_cpu(f.look.watched(self.score, pred, yb, mixed))
     for_switch = None if self.switch is None else on_cpu(f.look.watched(self.switch.score, pred, yb, mixed))
     finite = bool(scores.isfinite().all())
-    if not finite: f.log.not_finite()
+    if not finite: f.log.not_finite(self.epoch)
     elif self.stale or self.watch_rows: self._known().note(rows.ids, scores[:rows.n], self.epoch)
     if f.watched and self.ids is not None: self.ids = rows.ids
     if f.watched and rows is f.raw: f.log.now.scores = self.adjust(scores) # those of the batch, in its order
@@ -481,10 +486,7 @@ def after_batch(self:SelectiveTraining):
 def _flush(self:SelectiveTraining, f):
     "Train on what is left in the queue, in fastai's own step, at the learning rate of the last batch."
     while f.look.in_all(len(f.step)>0, torch.distributed.ReduceOp.MAX):
-        lone = not self._needs_two(f)
-        rows = f.step.pop(lone) if len(f.step) else None # None: another process has samples left
-        n = 0 if rows is None else rows.n
-        f.rest,f.n_real = with_company(rows, f.raw, f.look.device) if n<(1 if lone else 2) else rows,n
+        f.rest = self._next(f)
         saved = self.learn.pct_train,self.learn.train_iter,self.learn.loss_func
         if f.look.mixes: self.learn.loss_func = f.look.mix.lf # it may have ended its part of the epoch
         self.learn.pct_train = f.pct
@@ -492,22 +494,33 @@ def _flush(self:SelectiveTraining, f):
         try: self.learn.one_batch(self.learn.iter, (*seen.xb, *seen.yb))
         except CancelTrainException: pass # it is over already
         finally:
-            if f.log.timer.marks and f.log.timer.marks[-1][0]=='step': f.log.close_rest(n)
+            if f.log.timer.marks and f.log.timer.marks[-1][0]=='step': f.log.close_rest(f.n_real)
             f.log.timer.marks,f.rest = [],None
             self.learn.pct_train,self.learn.train_iter,self.learn.loss_func = saved
-    self.waiting = f.step.parts
+
+@patch
+def _next(self:SelectiveTraining, f, lone=False)->Rows:
+    "The rows to step with: those whose turn it is, with company where one sample alone would not do."
+    rows = f.step.pop(lone or not self._needs_two(f)) if len(f.step) else None # None: another process has samples left
+    f.n_real = 0 if rows is None else rows.n
+    if rows is not None and (rows.n>1 or not self.queue or f.raw.n<2 or not self._needs_two(f)): return rows
+    try: kind = self._reduction(f, f.raw).kind
+    except ValueError: kind = 'mean' # what it does to a loss that is neither is small: one row of the batch beside the sample
+    return with_company(rows, f.raw, f.look.device, kind)
 
 def with_company(
-    rows, # At most one sample, or None
+    rows, # One sample, or None
     raw:Rows, # A batch
-    device # Of the weights
+    device, # Of the weights
+    kind='mean' # How the loss makes a batch's loss of its samples' losses, 'mean' or 'sum'
 )->Rows:
     "Samples to step with where one alone would not do, or none is left in this process: two of `raw` that weigh nothing, or one beside the sample."
-    two = raw.take(torch.arange(min(2, raw.n)))
-    none = two._replace(weights=torch.zeros(two.n, device=device))
+    none = raw.take(torch.arange(min(2, raw.n)))
+    none = none._replace(weights=torch.zeros(none.n, device=device))
     if rows is None: return none
     rows = rows.weighted(device)
-    return Rows.join([rows._replace(weights=2*rows.weights), none.take(torch.arange(1))], device) # of a mean over two
+    if kind=='mean': rows = rows._replace(weights=2*rows.weights) # of a mean over two
+    return Rows.join([rows, none.take(torch.arange(1))], device)
 
 # %% ../../nbs/engine/12_filtering.ipynb #c81497bc
 @patch
@@ -597,7 +610,7 @@ def go_on(cb, state, device):
     if state['known'] is not None:
         cb.known = LastScores(0)
         vars(cb.known).update(state['known'])
-    cb.waiting = [Rows(to_device(xb, device), to_device(yb, device), ids, to_device(w, device), to_device(mixed, device)) for xb,yb,ids,w,mixed in state['queue']]
+    cb._left = [Rows(to_device(xb, device), to_device(yb, device), ids, to_device(w, device), to_device(mixed, device)) for xb,yb,ids,w,mixed in state['queue']]
     cb.gen.set_state(state['gen'])
     set_rng_state(state['rng'], device)
     dl = cb.dls.train

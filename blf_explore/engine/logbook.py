@@ -131,11 +131,10 @@ class Logbook:
             if step.plain: t_plain = self.plain_timer.seconds(step.plain)['plain']+self.step_s
             if t_plain: self.record.add('plain', epoch=step.epoch, batch=step.batch, t_train_s=t_plain)
 
-    def not_finite(self):
-        "Count the batch at hand, and warn once."
-        self.now.finite = False
-        if not self._warned:
-            warnings.warn(f"epoch {self.now.epoch}, batch {self.now.batch}: losses that are not finite; such batches are kept whole")
+    def not_finite(self, epoch:int):
+        "Count the batch at hand (what a queue still held belongs to none), and warn once."
+        if self.now is not None: self.now.finite = False
+        if not self._warned: warnings.warn(f"epoch {epoch}, batch {self.n_batch}: losses that are not finite; such batches are kept whole")
         self._warned = True
 
     # a plain step for comparison

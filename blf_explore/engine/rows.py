@@ -207,12 +207,14 @@ def weigh(
     if not found: raise ValueError(f"the model's output has no tensor with a row for each of the {len(w)} samples, so they cannot be weighted")
     return res
 
-# %% ../../nbs/engine/02_rows.ipynb #6f6bf4e5
+# %% ../../nbs/engine/02_rows.ipynb #81878606
 class Filter:
     "Train on what was selected of each batch."
-    parts = () # nothing waits
-    def put(self, rows, last, agree=None, lone=True): return rows
-    def __len__(self): return 0
+    def __init__(self): self.parts = []
+    def __len__(self): return sum(o.n for o in self.parts)
+    def add(self, rows:Rows): self.parts = [rows]
+    def ready(self, last:bool)->bool: return True
+    def pop(self, lone:bool=True)->Rows: return self.parts.pop()
 
 class Queue:
     "Let selected samples wait until they fill a batch. What cannot be joined with those that wait lets them be trained on first."
@@ -225,29 +227,24 @@ class Queue:
         self.parts = list(parts)
     def __len__(self): return sum(o.n for o in self.parts)
 
+    def add(self,
+        rows:Rows # Just selected; may be none
+    ):
+        if rows.n: self.parts.append(rows)
+
     def _head(self):
         "How many parts from the first on can be joined, and how many samples they hold."
         shapes,k = self.parts[0].shapes(),1
         while k<len(self.parts) and self.parts[k].shapes()==shapes: k += 1
         return k,sum(o.n for o in self.parts[:k])
 
-    @property
-    def ready(self)->bool:
-        "Whether a batch is full, or can get no fuller."
-        if not self.parts: return False
+    def ready(self,
+        last:bool # Is it the epoch's last batch?
+    )->bool:
+        "Whether there is a batch to train on: a full one, one that can get no fuller, or the last."
+        if last or not self.parts: return last
         k,n = self._head()
         return n>=self.bs or k<len(self.parts)
-
-    def put(self,
-        rows:Rows, # Just selected; may be none
-        last:bool, # Is it the epoch's last batch?
-        agree=lambda go: go, # What all processes that train together make of one's wish to step
-        lone:bool=True # At the epoch's end: may a single sample be left alone?
-    ): # `Rows` to train on now; None: wait
-        "Add to what waits; train on a full batch if there is one, at the epoch's end on a smaller one, else on nothing."
-        if rows.n: self.parts.append(rows)
-        go = agree(self.ready or last)
-        return self.pop(lone or not last) if go and self.parts else None
 
     def pop(self,
         lone:bool=True # May a single sample be left alone? If not, it comes along
@@ -266,7 +263,7 @@ class LastScores:
     def __init__(self,
         n:int # Samples in the data set
     ):
-        self.scores = torch.full((n,), torch.nan)
+        self.scores = torch.full((n,), torch.nan, dtype=torch.float32)
         self.epochs = torch.full((n,), -1)
 
     def note(self, ids, scores, epoch:int):

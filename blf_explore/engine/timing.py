@@ -122,7 +122,9 @@ class PhaseTimer:
     def __init__(self,
         device='cpu' # Where the work runs
     ):
-        self.device,self.excluded_s,self.marks = torch.device(device),0.,[]
+        self.device = torch.device(device)
+        self.excluded_s,self._excluding = 0.,False
+        self.marks = []
         kind = self.device.type
         self._mark = partial(_DeviceMark, torch.cuda if kind=='cuda' else torch.mps.event) if kind in ('cuda','mps') else _CPUMark
     def start(self, phase:str):
@@ -149,9 +151,12 @@ class PhaseTimer:
     @contextmanager
     def excluded(self):
         "What runs in here (a probe, a wait for a button) is no part of training: its seconds add up in `excluded_s`."
+        if self._excluding: # within another, which counts it
+            yield
+            return
         synchronize(self.device) # work queued before is not excluded, work queued in here is
-        t = time.perf_counter()
+        t,self._excluding = time.perf_counter(),True
         try: yield
         finally:
             synchronize(self.device)
-            self.excluded_s += time.perf_counter()-t
+            self.excluded_s,self._excluding = self.excluded_s+time.perf_counter()-t,False

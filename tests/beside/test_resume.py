@@ -61,7 +61,7 @@ def test_resumed_is_uninterrupted(tmp_path, name, how, cut):
         ended = contextlib.nullcontext() if how=='finish' else pytest.raises((RuntimeError, KeyboardInterrupt))
         with ended: fit(first, 4, cbs=ends)
     if how!='raise': ends.save(first)
-    if cut and 'queue' in name: assert torch.load(tmp_path/'selection.pth')['memory']['queue']
+    if cut and 'queue' in name: assert torch.load(tmp_path/'selection.pth')['queue']
     del first
 
     second = new(9)
