@@ -60,7 +60,7 @@ def test_channels_where_the_shape_leaves_it_open():
     a = rng.randint(0, 256, (3,5,3), dtype=np.uint8)
     assert (np.asarray(open_image(a))==a).all() and (np.asarray(open_image(torch.tensor(a)))==a.transpose(1,2,0)).all()
 
-@pytest.mark.parametrize('o', [None, 3, [1,2], rgb/255., rgb.astype(np.int64), rgb[...,:2], np.zeros((2,2,2,3), np.uint8), np.zeros((0,5), np.uint8), grey[0],
+@pytest.mark.parametrize('o', [None, 3, [1,2], [rgb/255.], rgb/255., rgb.astype(np.int64), rgb[...,:2], np.zeros((2,2,2,3), np.uint8), np.zeros((0,5), np.uint8), grey[0],
                                Image.fromarray(np.float32([[float('nan'),1]])), Image.fromarray(np.float32([[-1,1]])), Image.fromarray(np.int32([[70000]]))])
 def test_no_image(o):
     with pytest.raises(ValueError) as e: open_image(o)
@@ -90,6 +90,16 @@ def test_damaged_files_are_found(tmp_path, whole):
     for f in bad:
         with pytest.raises(ValueError) as e: open_image(f)
         assert repr(str(f)) in str(e.value) and '\n' not in str(e.value)
+
+def test_one_sentence_out_of_a_worker(tmp_path):
+    from torch._utils import ExceptionWrapper # what PyTorch's workers send instead of the exception
+    bad,_ = damaged(tmp_path)
+    for f in bad:
+        with pytest.raises(ValueError) as here: open_image(f)
+        with pytest.raises(ValueError) as there:
+            try: open_image(f)
+            except ValueError: ExceptionWrapper(where='in DataLoader worker process 0').reraise()
+        assert str(there.value)==str(here.value)
 
 # ---- batches
 
@@ -186,7 +196,8 @@ def test_more_images_of_the_same_kind(tmp_path):
     assert set_like(ds, [ds[5]]).y.tolist()==[int(ds.y[5])] and set_like(ds, [ds[5],im]).y is None and set_like(ds, [ds[5]], False).y is None
     assert set_like(ds, [(im,'c'), (im,1), tmp_path/'b/x.png'], True).y.tolist()==[2,1,1]
     for items in ([], None, 'x.png', im.mean(), ds[5], Image.fromarray(im), [x[5]/255], [im/255]):
-        with pytest.raises(ValueError, match='give'): set_like(ds, items)
+        with pytest.raises(ValueError, match='give') as e: set_like(ds, items)
+        assert '\n' not in str(e.value)
     for items in ([im], [tmp_path/'x.png'], [(im,)], [(im,'lion')]):
         with pytest.raises(ValueError, match='with_labels=True'): dls.test_dl(items, with_labels=True)
 
