@@ -4,6 +4,8 @@ from blf_explore.engine.record import *
 from blf_explore.engine.rows import *
 from blf_explore.engine.losses import *
 from blf_explore.engine.timing import *
+from blf_explore.engine.folders import *
+from blf_explore.engine.images import *
 from blf_explore.engine.data import *
 from blf_explore.engine.loading import *
 from blf_explore.engine.traces import *

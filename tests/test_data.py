@@ -2,6 +2,8 @@
 import gzip, os, pickle, socket, struct
 import numpy as np, pytest, torch
 from PIL import Image
+from fastai.vision.all import (Brightness, ClassificationInterpretation, Interpretation, Learner, PILImage, accuracy, aug_transforms, load_learner,
+                               plt)
 from blf_explore.engine.data import flip_labels, get_dls, get_model
 
 # ---- what is served
@@ -96,6 +98,238 @@ def test_networks(name, tmp_path):
         torch.manual_seed(0); b = get_model(name, dls)
         x,_ = dls.one_batch()
         assert torch.equal(a.eval()(x), b.eval()(x)) and a.train()(x).shape==(8, dls.c)
+
+# ---- what fastai's users know
+
+def small(d): return get_dls(write_images(d, ['a','b','c'], n=12), bs=8)
+def large(d): return in_process(get_dls(write_images(d, ['a','b'], n=6, size=(90, 70), parts=('train','val')), bs=4))
+def digits(d): return get_dls()
+
+def in_process(dls): # worker processes add nothing here but time
+    for dl in dls.loaders: dl.fake_l.num_workers = 0
+    return dls
+
+kinds = pytest.mark.parametrize('make', [digits, small, large])
+
+def trained(dls, path):
+    torch.manual_seed(0)
+    learn = Learner(dls, get_model('convnet', dls), metrics=accuracy, path=path)
+    learn.remove_cbs(learn.cbs.filter(lambda o: o.name=='progress'))
+    with learn.no_logging(): learn.fit(1)
+    return learn
+
+def pixels(dls, x): # an item of `train_ds` as bytes
+    return (dls.train_ds.image(x)*255).round().byte().permute(1,2,0).numpy() if hasattr(dls.train_ds, 'image') else np.asarray(x)
+
+def probs(learn, x): # by hand: what the network says to one row of a batch
+    with torch.no_grad(): return learn.model.eval()(x[None].as_subclass(torch.Tensor))[0].softmax(-1)
+
+@kinds
+def test_predict(tmp_path, make):
+    learn = trained(dls := make(tmp_path), tmp_path)
+    x,y = dls.valid_ds[3]
+    im = pixels(dls, x)
+    want = probs(learn, next(iter(dls.valid))[0][3])
+    if im.shape[-1]==1: im = im[...,0]
+    t = torch.tensor(im)
+    Image.fromarray(im).save(tmp_path/'one.png')
+    items = [dls.valid_ds[3], im, t, Image.fromarray(im), PILImage.create(im), tmp_path/'one.png', str(tmp_path/'one.png')]
+    items += [t[None], im[None], im[...,None]] if im.ndim==2 else [im.transpose(2,0,1), t.permute(2,0,1)]
+    for o in items:
+        label,i,p = learn.predict(o)
+        torch.testing.assert_close(torch.Tensor(p), want, atol=1e-4, rtol=1e-4)
+        assert int(i)==int(want.argmax()) and str(label)==dls.vocab[int(i)]
+    shown,*_ = learn.predict(im, with_input=True)
+    if make is not large: torch.testing.assert_close((shown*255).round().byte().permute(1,2,0).squeeze(-1).numpy(), im)
+    for o in (None, im/255., str(tmp_path/'none.png')):
+        with pytest.raises(ValueError) as e: learn.predict(o)
+        one_sentence(e, 'give')
+
+@kinds
+def test_test_dl(tmp_path, make):
+    learn = trained(dls := make(tmp_path), tmp_path)
+    items = [dls.valid_ds[i] for i in range(4)]
+    want = torch.stack([probs(learn, o) for o in next(iter(dls.valid))[0][:4]])
+    for o in (items, [a for a,_ in items]):
+        p,targs = learn.get_preds(dl=dls.test_dl(o, num_workers=0))
+        torch.testing.assert_close(torch.Tensor(p), want, atol=1e-4, rtol=1e-4)
+        assert targs is None
+    p,targs = learn.get_preds(dl=dls.test_dl(items, with_labels=True, num_workers=0, bs=2))
+    torch.testing.assert_close(torch.Tensor(p), want, atol=1e-4, rtol=1e-4)
+    assert targs.tolist()==[int(o[1]) for o in items]
+
+@kinds
+def test_interpretation_and_pictures(tmp_path, make):
+    learn = trained(dls := make(tmp_path), tmp_path)
+    for ds_idx in (0,1):
+        interp = ClassificationInterpretation.from_learner(learn, ds_idx=ds_idx)
+        interp.plot_top_losses(4)
+        titles = [ax.get_title() for ax in plt.gcf().axes[:4]]
+        losses,idxs = interp.top_losses(4)
+        ds = dls.loaders[ds_idx].dataset
+        assert [o.split('/')[1].split()[0] for o in titles]==[dls.vocab[int(ds[int(i)][1])] for i in idxs] # the labels of these very items
+        assert [o.split(' / ')[1] for o in titles]==[f'{o:.2f}' for o in losses.tolist()]
+    assert interp.confusion_matrix().sum()==len(dls.valid_ds)
+    Interpretation.from_learner(learn).show_results([0,1])
+    for o in (dls, dls.valid, dls.test_dl([dls.valid_ds[0]], num_workers=0)): o.show_batch(max_n=2)
+    dls.train.show_batch(unique=True, max_n=2)
+    learn.show_results(max_n=3)
+    plt.close('all')
+
+@kinds
+def test_augmentation(tmp_path, make):
+    dls = make(tmp_path)
+    learn = trained(dls, tmp_path)
+    held,before = next(iter(dls.valid))[0],learn.get_preds()[0]
+    plain = [dls.train.new(shuffle=False).one_batch()[0] for _ in range(2)]
+    assert torch.equal(*plain) or make is large # fastai's `Resize` crops at random
+    if make is not large: torch.testing.assert_close(learn.tta()[0], before) # nothing to augment by
+    dls.train.add_tfms([*aug_transforms(max_lighting=0.), Brightness(p=1., draw=.95)], 'after_batch')
+    dls.add_tfms(aug_transforms(), 'after_batch', 'valid')
+    a,b = (dls.train.new(shuffle=False).one_batch()[0] for _ in range(2))
+    assert min(a.mean(), b.mean())>plain[0].mean()+.5 and (a-b).abs().mean()>.1 # brighter, and never the same
+    torch.testing.assert_close(torch.Tensor(next(iter(dls.valid))[0]), torch.Tensor(held), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(learn.get_preds()[0], before, atol=1e-3, rtol=1e-3)
+    assert (learn.tta()[0]-before).abs().max()>1e-3 # the validation set, augmented
+    torch.testing.assert_close(learn.get_preds()[0], before, atol=1e-3, rtol=1e-3) # and not any more
+    with learn.no_logging(): learn.fit(1)
+    assert dls.new(bs=3).one_batch()[0].shape[0]==3
+    learn.show_results(max_n=2)
+    plt.close('all')
+
+@kinds
+@pytest.mark.parametrize('augmented', [False, True])
+def test_export(tmp_path, make, augmented):
+    dls = make(tmp_path)
+    if augmented: dls.add_tfms(aug_transforms(), 'after_batch')
+    learn = trained(dls, tmp_path)
+    im = pixels(dls, dls.valid_ds[0][0])
+    learn.export(tmp_path/'export.pkl')
+    back = load_learner(tmp_path/'export.pkl')
+    assert len(back.dls.train_ds)==0
+    torch.testing.assert_close(back.predict(im)[2], learn.predict(im)[2])
+    p,_ = back.get_preds(dl=back.dls.test_dl([im]*3, num_workers=0))
+    torch.testing.assert_close(p, learn.predict(im)[2].expand(3, -1), atol=1e-5, rtol=1e-5)
+    assert os.path.getsize(tmp_path/'export.pkl')<3e6 # the images are not in it
+
+# ---- folders as people have them
+
+def test_loaders_of_any_split(tmp_path):
+    for size in (12,10),(90,70):
+        d = write_images(tmp_path/str(size[0]), ['a','b'], n=3, size=size, parts=('Training','Testing'))
+        dls = get_dls(d, bs=2)
+        assert (len(dls.train_ds), len(dls.valid_ds), list(dls.vocab), dls.left_out, dls.skipped)==(6, 6, ['a','b'], {}, {})
+
+@pytest.mark.parametrize('size', [(12,10), (90,70)])
+def test_left_out_is_said(tmp_path, size):
+    write_images(tmp_path, ['a','b'], n=5, size=size, parts=('train','val','test'))
+    with pytest.warns(UserWarning, match='10 images in test/ left out') as w: dls = get_dls(tmp_path, bs=2)
+    assert dls.left_out=={'test': 10} and (len(dls.train_ds), len(dls.valid_ds))==(10, 10) and len(w)==1 and w[0].filename==__file__
+
+def test_sixteen_bits(tmp_path):
+    g = np.random.RandomState(0)
+    deep = [g.randint(0, 65536, (9,9)).astype(np.uint16) for _ in range(20)]
+    for i,a in enumerate(deep):
+        (tmp_path/'ab'[i%2]).mkdir(exist_ok=True)
+        Image.fromarray(a).save(tmp_path/'ab'[i%2]/f'{i:02}.png')
+    dls = get_dls(tmp_path, seed=1)
+    ims = torch.stack([ds.image(x)[0] for ds in (dls.train_ds, dls.valid_ds) for x in ds.x]).numpy()
+    for a in deep: assert np.abs(ims-a/65535).max((1,2)).min()<=.5/255+1e-6
+
+def test_grey_and_colour(tmp_path):
+    write_images(tmp_path/'grey', ['a','b'], mode='L')
+    assert get_dls(tmp_path/'grey').one_batch()[0].shape[1]==1
+    write_images(tmp_path/'grey', ['b','c'], mode='RGB', n=2) # two of each are in colour: all are loaded so
+    assert get_dls(tmp_path/'grey').one_batch()[0].shape[1]==3
+
+@pytest.mark.parametrize('mode', ['1', 'P', 'RGBA', 'LA', 'CMYK'])
+@pytest.mark.parametrize('size', [(12,10), (90,70)])
+def test_modes(tmp_path, mode, size):
+    ext = 'tif' if mode=='CMYK' else 'png'
+    want = {}
+    for i in range(10):
+        f = tmp_path/'ab'[i%2]/f'{i}.{ext}'
+        f.parent.mkdir(exist_ok=True)
+        im = Image.fromarray(np.random.RandomState(i).randint(0, 256, (*size[::-1],3), dtype=np.uint8)).convert(mode)
+        im.save(f)
+        want[f] = np.asarray(Image.open(f).convert('RGB'))
+    dls = get_dls(tmp_path, bs=4)
+    if hasattr(dls.train_ds, 'image'):
+        got = [pixels(dls, x) for ds in (dls.train_ds, dls.valid_ds) for x in ds.x]
+        for w in want.values(): assert any((g==w).all() for g in got) # grey ones by broadcasting
+    else:
+        for f,(x,_) in zip(dls.train_ds.items, dls.train_ds): assert (np.asarray(x)==want[f]).all()
+
+def test_sizes_that_differ(tmp_path):
+    for i,size in enumerate([(8,8)]*7 + [(20,30), (9,7), (300,200)]):
+        (tmp_path/'ab'[i%2]).mkdir(exist_ok=True)
+        Image.new('RGB', size, i).save(tmp_path/'ab'[i%2]/f'{i}.png')
+    assert get_dls(tmp_path).one_batch()[0].shape[1:]==(3, 8, 8) # one of 300 pixels makes no data set of photographs
+    for i in range(10, 30): Image.new('RGB', (80,70+i), i).save(tmp_path/'ab'[i%2]/f'{i}.png')
+    assert in_process(get_dls(tmp_path, bs=5)).one_batch()[0].shape==(5, 3, 128, 128)
+
+def test_orientation_of_large_and_small(tmp_path):
+    exif = Image.Exif(); exif[0x0112] = 6
+    for size in (12,10),(90,70):
+        d = tmp_path/str(size[0])
+        ims = {}
+        for i in range(6):
+            f = d/'ab'[i%2]/f'{i}.png'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            ims[f] = np.random.RandomState(i).randint(0, 256, (*size[::-1],3), dtype=np.uint8)
+            Image.fromarray(ims[f]).save(f, exif=exif)
+        dls = get_dls(d, bs=2)
+        for x,_ in dls.train_ds: assert any((pixels(dls, x)==np.rot90(a, -1)).all() for a in ims.values() if pixels(dls, x).shape==(size[0],size[1],3))
+
+def spoil(f, how):
+    b = f.read_bytes()
+    f.write_bytes({'empty': b'', 'cut': b[:len(b)//2], 'no image': b'<html></html>'}[how])
+    return f
+
+@pytest.mark.parametrize('how', ['empty', 'cut', 'no image'])
+@pytest.mark.parametrize('size', [(12,10), (90,70)])
+def test_broken_images(tmp_path, size, how):
+    d = write_images(tmp_path, ['a','b'], n=6, size=size, parts=('train','val'))
+    bad = [spoil(d/'train'/'a'/'a2.png', how), spoil(d/'val'/'b'/'b5.png', how)]
+    with pytest.raises(ValueError) as e: get_dls(d, bs=4)
+    one_sentence(e, f'path={str(d)!r}', repr(str(bad[0])), 'and 1 more', 'skip_broken=True')
+    dls = get_dls(d, bs=4, skip_broken=True)
+    assert list(dls.skipped)==bad and all(isinstance(o, str) and o for o in dls.skipped.values())
+    assert (len(dls.train_ds), len(dls.valid_ds))==(11, 11)
+    for f in bad: f.unlink()
+    again = get_dls(d, bs=4) # as if they had never been there
+    assert [int(o[1]) for o in again.train_ds.items]==[int(o[1]) for o in dls.train_ds.items] if size==(12,10) else again.train_ds.items==dls.train_ds.items
+    with pytest.raises(ValueError) as e: get_dls(d, skip_broken=1)
+    one_sentence(e, 'skip_broken=1', 'True or False')
+
+def test_broken_images_of_what_is_left_out(tmp_path):
+    write_images(tmp_path, ['a','b'], n=3, parts=('train','val','test'))
+    spoil(tmp_path/'test'/'a'/'a0.png', 'empty')
+    with pytest.warns(UserWarning, match='left out'): assert get_dls(tmp_path).skipped=={}
+
+def test_all_broken(tmp_path):
+    d = write_images(tmp_path, ['a','b'], n=3)
+    for f in d.rglob('*.png'): spoil(f, 'cut')
+    with pytest.raises(ValueError) as e: get_dls(d)
+    one_sentence(e, 'and 5 more')
+    with pytest.raises(ValueError) as e: get_dls(d, skip_broken=True)
+    one_sentence(e, '0 images of 0 classes')
+
+def test_a_name_and_a_folder(tmp_path):
+    d = write_images(tmp_path/'ims', ['a','b'], n=3)
+    with pytest.raises(ValueError) as e: get_dls('digits', path=d)
+    one_sentence(e, f'path={str(d)!r}', "name='digits'", "name='folder'")
+    with pytest.raises(ValueError) as e: get_dls(d, path=tmp_path)
+    one_sentence(e, f'name={str(d)!r}', f'path={str(tmp_path)!r}')
+
+@pytest.mark.parametrize('name', ['folder', 'cifar10'])
+def test_torchvisions_cifar(tmp_path, name):
+    d = tmp_path/'cifar-10-batches-py'
+    d.mkdir()
+    for o in ('data_batch_1','test_batch'): (d/o).write_bytes(pickle.dumps({b'labels': [0]}))
+    for path in (tmp_path, d):
+        with pytest.raises(ValueError) as e: get_dls(name, path=path)
+        one_sentence(e, f'path={str(path)!r}', 'data_batch_1', "name='cifar10'")
 
 # ---- what cannot be served
 

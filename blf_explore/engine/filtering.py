@@ -50,6 +50,7 @@ class _Fit:
     share:float=1. # This process's, of a step of several
     n_real:int=0 # Samples that count in the step; one may only keep another company
     rehearsed:bool=False # Was the learner tried out?
+    is_sum:bool=False # Is a batch's loss the sum of its samples' losses, as far as one lone sample's company is concerned?
 
 # %% ../../nbs/engine/12_filtering.ipynb #29ea2db0
 def check_options(cb):
@@ -504,22 +505,20 @@ def _next(self:SelectiveTraining, f, lone=False)->Rows:
     rows = f.step.pop(lone or not self._needs_two(f)) if len(f.step) else None # None: another process has samples left
     f.n_real = 0 if rows is None else rows.n
     if rows is not None and (rows.n>1 or not self.queue or f.raw.n<2 or not self._needs_two(f)): return rows
-    try: kind = self._reduction(f, f.raw).kind
-    except ValueError: kind = 'mean' # what it does to a loss that is neither is small: one row of the batch beside the sample
-    return with_company(rows, f.raw, f.look.device, kind)
+    return with_company(rows, f.raw, f.look.device, f.is_sum)
 
 def with_company(
     rows, # One sample, or None
     raw:Rows, # A batch
     device, # Of the weights
-    kind='mean' # How the loss makes a batch's loss of its samples' losses, 'mean' or 'sum'
+    is_sum=False # Is a batch's loss the sum of its samples' losses, and not their mean?
 )->Rows:
     "Samples to step with where one alone would not do, or none is left in this process: two of `raw` that weigh nothing, or one beside the sample."
     none = raw.take(torch.arange(min(2, raw.n)))
     none = none._replace(weights=torch.zeros(none.n, device=device))
     if rows is None: return none
     rows = rows.weighted(device)
-    if kind=='mean': rows = rows._replace(weights=2*rows.weights) # of a mean over two
+    if not is_sum: rows = rows._replace(weights=2*rows.weights) # of a mean over two
     return Rows.join([rows, none.take(torch.arange(1))], device)
 
 # %% ../../nbs/engine/12_filtering.ipynb #c81497bc
@@ -573,6 +572,7 @@ def _rehearse(self:SelectiveTraining, f, rows):
     with f.log.timer.excluded():
         rehearse(f.look, rows, self.score)
         if self.weighs: self._reduction(f, rows)
+        if self.queue and self._needs_two(f): f.is_sum = f.look.is_sum(rows)
         if f.look.found.cannot_select and (sel := self._would_keep(f, rows)) is not None and (len(sel.idxs)<rows.n or sel.weights is not None):
             raise ValueError(f.look.found.cannot_select)
     f.rehearsed = True

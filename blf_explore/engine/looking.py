@@ -193,6 +193,11 @@ class Look:
             preds,yb = self.preds(rows.xb, rows.yb)
             return reduction_of(self.loss_func, preds, *yb)
 
+    def is_sum(self, rows)->bool:
+        "Whether a batch's loss is the sum of its samples' losses; a loss that is neither sum nor mean is none."
+        try: return self.reduction(rows).kind=='sum'
+        except ValueError: return False
+
     def plain_step(self,
         rows:Rows, # A whole batch
         timer # `PhaseTimer` that times it
