@@ -19,7 +19,7 @@ from fastai.callback.training import GradientAccumulation
 from .knobs import When, at, check_whole, in_words, methods
 from .record import Record, metric_columns
 from .rows import Filter, LastScores, Queue, Rows, Selection, batch_size, weigh
-from .losses import check_reduction, per_sample_loss
+from .losses import Reduction, check_reduction, per_sample_loss
 from .timing import device_name
 from .loading import Numbered, cannot_number
 from .traces import of_any_size, rng_state, rng_untouched, set_rng_state
@@ -447,10 +447,11 @@ def _mixed(self:SelectiveTraining, f): return (f.look.mix.yb1, f.look.mix.lam) i
 @patch
 def _report_weighted(self:SelectiveTraining, f):
     "The weighted loss in place of the plain one; refuse a loss that turns out to be neither mean nor sum."
-    pred,yb,reduction = self.learn.pred,self.learn.yb,self._reduction(f, f.rows)
+    pred,yb = self.learn.pred,self.learn.yb
     losses = f.look.watched(per_sample_loss, pred, yb, self._mixed(f))
     plain = f.look.unreported(pred, yb)
-    check_reduction(reduction, losses, plain, self.learn.loss_func)
+    if f.reduction is not None: check_reduction(f.reduction, losses, plain, self.learn.loss_func)
+    reduction = f.reduction or Reduction('sum' if f.is_sum else 'mean', 1.) # of a lone sample and its company
     extra = self.learn.loss.detach()-plain # what other callbacks added
     weighted = reduction.total(losses*f.rows.weights.to(losses.dtype))
     self.learn.loss = weighted+extra if extra.abs()>0 else weighted
