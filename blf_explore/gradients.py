@@ -19,7 +19,7 @@ import random
 from fastai.basics import *
 from torch.utils._pytree import tree_map
 from .engine.losses import per_sample_loss, batch_size
-from .engine.filtering import SelectiveTraining, Selection, take, sample_idxs, rng_untouched, eval_mode
+from .engine.filtering import Selection, take, sample_idxs, rng_untouched, eval_mode
 
 # %% ../nbs/lessons/05_gradients.ipynb #67d5862e
 def sign_agreement(
