@@ -1,14 +1,28 @@
 "A served dashboard and a headless Chromium, for the tests and the benchmarks."
 import os, re, shutil, signal, subprocess, sys, threading
 from contextlib import contextmanager
+import psutil
+from waits import gone, wait_until
+
+# Playwright's own limit for a click or a key, in milliseconds. What a page has to become first is waited for with a reason (`until`,
+# `appears`), so that this is reached only where an element is not there at all.
+ACTION = 900_000
 
 def launch(p):
     "The first Chromium that starts: the machine's own (on Ubuntu it may be an empty shell), or that of Playwright."
     for path in (*filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None):
-        try: return p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking',
-                                                                  '--disable-component-update'])
+        try: return p.chromium.launch(executable_path=path, timeout=0, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking',
+                                                                             '--disable-component-update'])
         except Exception:
             if path is None: raise
+
+@contextmanager
+def open_page(browser, width=1280, height=720):
+    "A page that waits as long as it takes."
+    page = browser.new_page(viewport=dict(width=width, height=height))
+    page.set_default_timeout(ACTION)
+    try: yield page
+    finally: page.close()
 
 @contextmanager
 def chromium(width=1280, height=720):
@@ -16,8 +30,53 @@ def chromium(width=1280, height=720):
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         browser = launch(p)
-        try: yield browser.new_page(viewport=dict(width=width, height=height))
+        try:
+            with open_page(browser, width, height) as page: yield page
         finally: browser.close()
+
+# ---- what is waited for on a page
+
+serving = [] # the servers that run: where one has ended, its pages wait in vain
+
+def shown_error(page):
+    "The sentence that the dashboard shows, or None."
+    o = page.locator('.blf .error')
+    return o.locator('span').inner_text() if o.count() and o.is_visible() else None
+
+def _no_more(page):
+    "Why a page will not get any further."
+    for o in serving:
+        if o.poll() is not None: return f'the server has ended with {o.returncode}'
+    if said := shown_error(page): return f'the page says: {said}'
+
+def until(page, js):
+    "Wait until `js` is true on the page. A browser that is gone raises Playwright's own error."
+    wait_until(lambda: page.evaluate(f'() => {{ try {{ return !!({js}) }} catch {{ return false }} }}'), lambda: _no_more(page), js)
+
+def appears(page, selector):
+    "Wait until an element is there and to be seen."
+    wait_until(lambda: any(o.is_visible() for o in page.locator(selector).all()), lambda: _no_more(page), selector)
+
+def says(page, text):
+    "Wait for the dashboard's error, and that it is the one expected."
+    said = wait_until(lambda: shown_error(page), what=f'the sentence {text!r}')
+    assert text in said, said
+
+# ---- the server
+
+def stop(proc):
+    "Ctrl-C, and the exit code; whatever then still runs of it is ended."
+    below = psutil.Process(proc.pid).children(recursive=True) if proc.poll() is None else []
+    if proc.poll() is None: proc.send_signal(signal.SIGINT)
+    try:
+        wait_until(lambda: proc.poll() is not None, what='the end of the server after Ctrl-C')
+        gone(below)
+    finally:
+        for o in below:
+            try: o.kill()
+            except psutil.NoSuchProcess: pass
+        if proc.poll() is None: proc.kill()
+    return proc.wait()
 
 @contextmanager
 def serve(*options, env=None):
@@ -25,6 +84,7 @@ def serve(*options, env=None):
     cmd = [sys.executable, '-c', 'from blf_explore.page.cli import dashboard; dashboard()', '--no-browser', *options]
     proc = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
                             env=os.environ | (env or {}))
+    serving.append(proc)
     try:
         seen = []
         for line in proc.stdout:
@@ -34,11 +94,8 @@ def serve(*options, env=None):
         threading.Thread(target=proc.stdout.read, daemon=True).start() # a full pipe would stop the server
         yield m[0].rstrip('.,')
     finally:
-        proc.send_signal(signal.SIGINT)
-        try: proc.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(proc.pid, signal.SIGKILL)
-            proc.wait()
+        serving.remove(proc)
+        stop(proc)
 
 if __name__=='__main__': # exit code 0: there is a Chromium that starts
     with chromium(): pass

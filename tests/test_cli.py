@@ -1,16 +1,11 @@
 "`blf-dashboard`: bad input, ports, the page it serves and the process behind the page."
-import json, os, re, signal, socket, subprocess, sys, time
+import json, os, re, socket, subprocess, sys
 from pathlib import Path
 import psutil, pytest
-from browser import chromium
+from browser import appears, chromium, serving, stop
+from waits import gone, wait_until
 
 command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dashboard())"
-
-def wait_for(f, seconds):
-    "Whether `f()` comes true within so many seconds."
-    end = time.monotonic()+seconds
-    while not f() and time.monotonic()<end: time.sleep(.05)
-    return bool(f())
 
 @pytest.mark.parametrize('options, names', [
     (['--loss-perc', '1.5'],                        ['loss_perc=1.5']),
@@ -40,16 +35,16 @@ def wait_for(f, seconds):
 ], ids=lambda o: ' '.join(o))
 def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
     code = "import sys; from blf_explore.page.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
-    res = subprocess.run([sys.executable, '-c', code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    res = subprocess.run([sys.executable, '-c', code, *options], cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode==2, res.stderr
     assert res.stdout=='set()\n', 'nothing is printed, nothing heavy imported'
     line, = res.stderr.splitlines()
     assert line.startswith('blf-dashboard: ') and all(o in line for o in names), line
 
 def test_a_failing_pip_is_one_sentence_with_the_command(tmp_path):
-    code = "import sys; from blf_explore import cli; cli.missing_requirements = lambda *a: ['blf-no-such-thing>=1']; sys.exit(cli.dashboard())"
+    code = "import sys; from blf_explore.page import cli; cli.missing_requirements = lambda *a: ['blf-no-such-thing>=1']; sys.exit(cli.dashboard())"
     env = os.environ | {'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': ''}
-    res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert res.returncode==1
     assert len(res.stdout.splitlines())==1 and 'blf-no-such-thing>=1' in res.stdout
     assert f'{sys.executable} -m pip install "blf-no-such-thing>=1"' in res.stderr.splitlines()[-1]
@@ -59,14 +54,14 @@ class Served:
     def __init__(self, *options, **kwargs):
         self.proc = subprocess.Popen([sys.executable, '-c', command, '--no-browser', *options], stdout=subprocess.PIPE,
                                      stderr=subprocess.DEVNULL, text=True, **kwargs)
+        serving.append(self.proc)
         self.line = self.proc.stdout.readline().strip() # an empty one if it ended
         self.url = self.line.split()[1] if self.line else None
     @property
     def kernels(self): return psutil.Process(self.proc.pid).children(recursive=True) if self.proc.poll() is None else []
     def interrupt(self):
-        if self.proc.poll() is None: self.proc.send_signal(signal.SIGINT)
-        try: return self.proc.wait(30)
-        except subprocess.TimeoutExpired: self.proc.kill()
+        if self.proc in serving: serving.remove(self.proc)
+        return stop(self.proc)
 
 @pytest.fixture(scope='module')
 def hostile(tmp_path_factory):
@@ -86,6 +81,7 @@ def served(hostile):
     yield res
     res.interrupt()
 
+@pytest.mark.browser
 def test_page_loads_runs_and_ends_with_its_process(served, hostile):
     errors,hosts = [],set()
     with chromium() as page:
@@ -93,22 +89,23 @@ def test_page_loads_runs_and_ends_with_its_process(served, hostile):
         page.on('pageerror', lambda o: errors.append(str(o)))
         page.on('request', lambda o: hosts.add(o.url.split('/')[2]) if o.url.startswith('http') else None)
         page.goto(served.url, wait_until='commit')
-        page.wait_for_selector('#loading_text:has-text("Loading the dashboard")', timeout=20_000)
-        page.wait_for_selector('button:has-text("Run")', timeout=60_000)
+        appears(page, '#loading_text:has-text("Loading the dashboard")')
+        appears(page, 'button:has-text("Run")')
         assert page.title()=='Selective training, live'
         assert page.locator('#loading').count()==0
-        for o in ('0.35','2.25'): page.wait_for_selector(f'output:text("{o}")', timeout=10_000) # the options have reached the page
+        for o in ('0.35','2.25'): appears(page, f'output:text("{o}")') # the options have reached the page
         assert '/' not in page.inner_text('body').split('Run')[0], 'no source, no warning above the dashboard'
         kernel, = served.kernels
         assert kernel.cmdline()[0]==sys.executable and Path(kernel.cwd())==hostile[0].resolve()
-        page.wait_for_selector('button:has-text("Step"):enabled', timeout=60_000) # PyTorch and the data are there
+        appears(page, 'button:has-text("Step"):enabled') # PyTorch and the data are there
         assert errors==[]
         assert hosts=={served.url.split('/')[2]}, 'nothing is asked of another server'
         page.close()
-        assert wait_for(lambda: not served.kernels, 10), 'the process outlived its page'
+        gone([kernel]) # with its page
     written = {o.name for o in (hostile[0]/'config').glob('*')}
     assert written <= {'migrated'}, "the user's settings were touched" # any Jupyter program notes there when it first ran
 
+@pytest.mark.browser
 def test_busy_port_then_ctrl_c(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -120,8 +117,8 @@ def test_busy_port_then_ctrl_c(tmp_path):
             assert m and port < int(m[1]) <= port+50, served.line
             with chromium() as page:
                 page.goto(served.url, wait_until='commit')
-                assert wait_for(lambda: served.kernels, 30)
+                wait_until(lambda: served.kernels, what="the page's process")
                 kernels = served.kernels
                 assert served.interrupt()==0
-                assert wait_for(lambda: not any(o.is_running() for o in kernels), 5)
+                gone(kernels)
         finally: served.interrupt()

@@ -369,9 +369,9 @@ def test_a_switch_is_shown_whole_batches_or_none():
 
 def test_methods_that_weight_refuse_class_weights():
     w = torch.tensor([1., 2., 3.])
-    for make in (ImportanceSampling, InfoBatch):
+    for method in (ImportanceSampling, InfoBatch):
         for lf in (CrossEntropyLossFlat(weight=w), LabelSmoothingCrossEntropyFlat(weight=w), nn.CrossEntropyLoss(weight=w), partial(nn.functional.cross_entropy, weight=w)):
-            learn = make_learner(cbs=make(), loss_func=lf)
+            learn = make_learner(cbs=method(), loss_func=lf)
             before = [p.clone() for p in learn.model.parameters()]
             with pytest.raises(ValueError, match='neither the mean nor the sum'): fit_quietly(learn)
             assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))

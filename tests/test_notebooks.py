@@ -17,6 +17,7 @@ def copy(tmp_path):
     shutil.copy(root/'pyproject.toml', tmp_path)
     return tmp_path
 
+@pytest.mark.lesson
 @pytest.mark.parametrize('nb', lessons, ids=lambda o: o.stem)
 def test_lesson_runs(nb):
     res = nbdev('test', str(nb), cwd=root)

@@ -2,10 +2,12 @@
 import json, math, subprocess, sys
 from pathlib import Path
 import pytest
+from blf_explore.gradients import GradientProbe
 from blf_explore.engine.record import Record, joined
 from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, headlines, kept_share, paid,
     plot_accuracy, plot_agreement, plot_samples, plot_time, samples_so_far, samples_spec, seconds_so_far, time_spec,
     times_beside)
+from core_tools import *
 
 N_ITER,BS = 4,8
 
@@ -201,3 +203,27 @@ def test_no_torch():
     root = Path(__file__).parent.parent
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root)
     assert out.stdout.strip()=='[]'
+
+# ---- a record of a real run
+
+@pytest.fixture(scope='module')
+def a_run(): return fit_quietly(make_learner(cbs=[BatchLossFilter(.6), GradientProbe(40)])).record
+
+def test_sums_are_those_of_the_batches(a_run):
+    by_epoch = a_run.batches.groupby('epoch')
+    assert epoch_sums(a_run)['n_kept']==by_epoch.n_kept.sum().tolist()
+    times = a_run.batches[['t_score_s','t_select_s','t_train_s']].sum(axis=1).groupby(a_run.batches.epoch).sum().cumsum()
+    assert seconds_so_far(a_run)==pytest.approx(times.tolist())
+
+def test_samples_kept_are_drawn_epoch_by_epoch(a_run):
+    bars = next(o for o in plot_samples(a_run).data if o.type=='bar' and list(o.y)==epoch_sums(a_run)['n_kept'])
+    assert len(bars.x)==3
+
+@pytest.mark.parametrize('plot', [plot_samples, plot_time, plot_agreement])
+def test_every_figure_has_an_axis_with_a_name_and_a_trace(a_run, plot):
+    fig = plot(a_run)
+    assert fig.layout.xaxis.title.text and fig.layout.yaxis.title.text and any(o.y is not None and len(o.y) for o in fig.data)
+
+def test_accuracy_is_the_records(a_run):
+    fig = plot_accuracy({'BLF': a_run}, metric='accuracy_')
+    assert [list(o.y) for o in fig.data if o.y is not None and len(o.y)==3][0]==pytest.approx((100*a_run.epochs.accuracy_).tolist()) # percent

@@ -3,17 +3,16 @@ import json, math, os, re, subprocess, sys, time
 from contextlib import contextmanager
 from urllib.parse import parse_qsl
 import psutil, pytest
-from browser import serve, launch
-
-LONG = 120_000 # ms: two busy cores load PyTorch in their own time
+from browser import appears, launch, open_page, says, serve, shown_error, until
+from waits import gone, wait_until
 
 def ready(page, url):
     page.errors = []
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     # a page without network cannot fetch fonts and the like: not ours
     page.on('console', lambda m: m.type=='error' and 'Failed to load resource' not in m.text and page.errors.append(m.text))
-    page.goto(url)
-    page.wait_for_selector('.blf[data-status=ready]', timeout=LONG)
+    page.goto(url, wait_until='commit')
+    appears(page, '.blf[data-status=ready]')
     return page
 
 @pytest.fixture(scope='module')
@@ -28,20 +27,14 @@ def browser():
         yield res
         res.close()
 
-@contextmanager
-def new_page(browser, width=1280, height=720):
-    page = browser.new_page(viewport=dict(width=width, height=height))
-    try: yield page
-    finally: page.close()
-
 @pytest.fixture(scope='module')
 def one_page(browser, app):
-    with new_page(browser) as p: yield ready(p, app)
+    with open_page(browser) as p: yield ready(p, app)
 
 @pytest.fixture
 def page(one_page):
     "The dashboard with its defaults and nothing trained; one page for many tests, for each has to load PyTorch."
-    if one_page.locator('.blf .error').is_visible(): button(one_page, 'OK').click()
+    if shown_error(one_page): button(one_page, 'OK').click()
     one_page.locator('.reset').click()
     status(one_page, 'ready')
     for label,value in (('data','digits'), ('network','convnet')):
@@ -57,7 +50,6 @@ def page(one_page):
 
 def batches(page): return int(page.get_attribute('.blf', 'data-batches'))
 def button(page, name): return page.get_by_role('button', name=name, exact=True)
-def until(page, js, timeout=LONG): page.wait_for_function(js, timeout=timeout)
 def status(page, what): until(page, f"document.querySelector('.blf').dataset.status=='{what}'")
 def at_least(page, n): until(page, f"document.querySelector('.blf').dataset.batches>={n}")
 def chart(page, name, what='data'): return page.evaluate(f"document.querySelector('.chart.{name} .plot > div').{what} ?? null")
@@ -79,6 +71,10 @@ def drag(page, name, to):
     page.mouse.up()
     return float(slider.input_value())
 
+def reached(dash, status=('ready',)):
+    "A dashboard's status, once it is one of these or an error."
+    return wait_until(lambda: dash.wait((*status, 'error'), timeout=.05) in (*status, 'error') and dash.status, what=f'status {status}')
+
 def kept_share(page):
     "Percent kept by batches, and where along the epochs."
     line = chart(page, 'samples')[2]
@@ -91,6 +87,7 @@ def choose(page, letter, method):
 
 def sliders(page): return page.eval_on_selector_all('.knob input', 'os => os.map(o => o.name)')
 
+@pytest.mark.browser
 def test_run_pause_step_reset(page):
     assert batches(page)==0
     button(page, 'Step').click()
@@ -124,6 +121,7 @@ def test_run_pause_step_reset(page):
     assert numbers(chart(page, 'samples')[1]['y'])==[] and numbers(chart(page, 'accuracy')[0]['y'])==[]
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_dragging_loss_perc_keeps_fewer_samples(page):
     button(page, 'Run').click()
     at_least(page, 15)
@@ -144,6 +142,7 @@ def test_dragging_loss_perc_keeps_fewer_samples(page):
     assert min(before[-3:])>max(after[:4])
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_all_charts_hold_finite_numbers(page):
     button(page, 'Run').click()
     at_least(page, 60)
@@ -164,18 +163,20 @@ def test_all_charts_hold_finite_numbers(page):
     until(page, "document.querySelector('.chart.accuracy .plot > div').layout.xaxis.title.text.startsWith('seconds')")
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_bad_input_is_a_sentence_on_the_page(page):
     button(page, 'Step').click()
     at_least(page, 1)
-    for label,bad,says in (('epochs', '-3', 'epochs=-3 is not accepted'), ('batch size', '0', 'bs=0 is not accepted'), ('learning rate', 'fast', "lr='fast' is not accepted")):
+    for label,bad,sentence in (('epochs', '-3', 'epochs=-3 is not accepted'), ('batch size', '0', 'bs=0 is not accepted'), ('learning rate', 'fast', "lr='fast' is not accepted")):
         field = page.get_by_label(label, exact=True)
         field.fill(bad)
         field.press('Enter')
-        page.wait_for_selector(f'.blf .error:has-text("{says}")', timeout=10_000)
+        says(page, sentence)
         assert batches(page)==1 # nothing is lost
         button(page, 'OK').click()
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_an_error_while_training_can_be_dismissed_and_mended(page):
     page.get_by_label('epochs', exact=True).fill('500')
     page.get_by_label('epochs', exact=True).press('Enter')
@@ -186,7 +187,7 @@ def test_an_error_while_training_can_be_dismissed_and_mended(page):
     seed = page.get_by_label('seed', exact=True)
     seed.fill('-1')
     seed.press('Enter')
-    page.wait_for_selector('.blf .error:has-text("seed=-1 is not accepted")', timeout=10_000)
+    says(page, 'seed=-1 is not accepted')
     assert seed.input_value()=='42' # what was there before is back
     button(page, 'OK').click()
     n = batches(page)
@@ -196,6 +197,7 @@ def test_an_error_while_training_can_be_dismissed_and_mended(page):
     status(page, 'ready')
     assert batches(page)==0 and page.errors==[]
 
+@pytest.mark.browser
 def test_a_folder_of_images(page, tmp_path):
     from PIL import Image
     for c,v in (('dark',40), ('light',200)):
@@ -205,7 +207,7 @@ def test_a_folder_of_images(page, tmp_path):
     field = page.get_by_label('folder', exact=True)
     field.fill('no/such/folder')
     field.press('Enter')
-    page.wait_for_selector('.blf .error:has-text("is not a folder")', timeout=10_000)
+    says(page, 'is not a folder')
     button(page, 'OK').click()
     page.get_by_label('data', exact=True).select_option('folder')
     field.fill(str(tmp_path))
@@ -224,15 +226,16 @@ def test_a_path_belongs_to_its_data_set(tmp_path):
     try:
         dash.set(name='digits')
         assert (dash.settings['name'],dash.settings['path'])==('digits',None)
-        assert dash.wait(timeout=60)=='ready' and len(dash.session.lane.learn.dls.vocab)==10
+        assert reached(dash)=='ready' and len(dash.session.lane.learn.dls.vocab)==10
     finally: dash.close()
 
+@pytest.mark.browser
 def test_no_network_is_a_sentence_and_the_way_back_is_open(browser, tmp_path):
     dead = 'http://127.0.0.1:9' # nothing listens there
-    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, new_page(browser) as page:
+    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, open_page(browser) as page:
         ready(page, url)
         page.get_by_label('data', exact=True).select_option('cifar10')
-        page.wait_for_selector('.blf .error:has-text("has to be downloaded")', timeout=LONG)
+        says(page, 'has to be downloaded')
         status(page, 'error')
         button(page, 'OK').click()
         page.get_by_label('data', exact=True).select_option('digits')
@@ -241,12 +244,13 @@ def test_no_network_is_a_sentence_and_the_way_back_is_open(browser, tmp_path):
         at_least(page, 1)
         assert page.errors==[]
 
+@pytest.mark.browser
 def test_settings_apply_on_reset(page):
     button(page, 'Step').click()
     at_least(page, 1)
     page.get_by_label('network', exact=True).select_option('mlp')
     page.get_by_label('method B', exact=True).select_option('HNM')
-    page.wait_for_selector('.lane.b.pending .says:has-text("from the next Reset on")')
+    appears(page, '.lane.b.pending .says:has-text("from the next Reset on")')
     assert sliders(page)==['loss_perc','sample_perc'] # what trains still is what the sliders move
     drag(page, 'loss_perc', .3)
     button(page, 'Step').click()
@@ -259,6 +263,7 @@ def test_settings_apply_on_reset(page):
     at_least(page, 1)
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
     from blf_explore.page.widgets import dashboard_methods as methods
     for m in methods:
@@ -266,7 +271,7 @@ def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
         assert sliders(page)==[k.name for k in methods[m].knobs]
     choose(page, 'A', 'HNM')
     choose(page, 'B', 'core-set')
-    def kept(a, b): until(page, f"document.querySelector('.chart.samples .value').textContent=='HNM {a} · core-set {b} of 64'", 20_000)
+    def kept(a, b): until(page, f"document.querySelector('.chart.samples .value').textContent=='HNM {a} · core-set {b} of 64'")
     button(page, 'Step').click()
     kept(32, 32)
     a,b = drag(page, 'sample_perc', .25),drag(page, 'other_sample_perc', .8)
@@ -278,6 +283,7 @@ def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
     assert notes==[f'HNM: sample_perc 0.50→{a:.2f}', f'core-set: sample_perc 0.50→{b:.2f}']
     assert page.errors==[]
 
+@pytest.mark.browser
 def test_a_race_to_its_end_and_a_link_to_it(page, app):
     choose(page, 'A', 'SB')
     choose(page, 'B', 'BLF')
@@ -315,6 +321,7 @@ def test_a_race_to_its_end_and_a_link_to_it(page, app):
     assert (float(asked['beta']),float(asked['other_loss_perc']))==(beta,loss_perc) and 'loss_perc' not in asked # SB has none
     assert page.errors==[]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pair', [('SB','importance'), ('InfoBatch','core-set'), ('SB-rank','HNM'), ('SB','SB'), ('RHO-LOSS','HNM')], ids='-'.join)
 def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
@@ -327,11 +334,11 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     (a,b),mine = pair,[settings[pair[0]], settings[pair[1]] if pair[0]!=pair[1] else {}]
     dash = LiveDashboard(method=a, other=b, epochs=3, network='mlp', **mine[0], **{f'other_{k}': v for k,v in mine[1].items()})
     try:
-        assert dash.wait(timeout=60)=='ready'
+        assert reached(dash)=='ready'
         begins = [torch.cat([p.detach().flatten() for p in o.learn.model.parameters()]) for o in dash.session.lanes]
         assert torch.equal(*begins)
         dash.run()
-        assert dash.wait(('done','error'), timeout=120)=='done'
+        assert reached(dash, ('done','error'))=='done'
         assert [len(o.batches) for o in dash.records.values()]==[66,66] and [o.n_batch for o in dash.session.lanes]==[66,66]
         for lane,m,kw in zip(dash.session.lanes, pair, mine):
             dls = get_dls(seed=42)
@@ -345,6 +352,7 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
             for p,q in zip(lane.learn.model.state_dict().values(), learn.model.state_dict().values()): assert torch.equal(p, q)
     finally: dash.close()
 
+@pytest.mark.slow
 def test_no_holdout_model_has_seen_what_it_is_asked_about():
     "Labels that cannot be foreseen: a network knows those that it was trained on, and no others."
     import torch
@@ -382,12 +390,12 @@ def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
     dash = LiveDashboard(method='importance', other='HNM', network='mlp')
     def values(): return {k: v for k,v in dash.settings.items() if v is not None and 'perc' in k or k in ('method','other','beta','tau_th')}
     try:
-        assert dash.wait(timeout=60)=='ready'
+        assert reached(dash)=='ready'
         dash.set(method='BLF', loss_perc=.5) # before anything is trained: at once
-        assert dash.wait(timeout=60)=='ready' and dash.session.lane.method=='BLF'
+        assert reached(dash)=='ready' and dash.session.lane.method=='BLF'
         assert values()==dict(method='BLF', other='HNM', loss_perc=.5, sample_perc=0., other_sample_perc=.5, beta=None, tau_th=None)
         dash.step()
-        assert dash.wait(('paused',), timeout=60)=='paused'
+        assert reached(dash, ('paused',))=='paused'
         dash.set(method='SB', beta=2)
         dash.set(loss_perc=.7, other_sample_perc=.25) # of the methods that train
         assert values()==dict(method='BLF', other='HNM', loss_perc=.7, sample_perc=0., other_sample_perc=.25, beta=None, tau_th=None)
@@ -396,10 +404,10 @@ def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
             with pytest.raises(ValueError): dash.set(**bad)
         assert dash.settings['loss_perc']==.7 and dash.n_batch==1
         dash.reset()
-        assert dash.wait(timeout=60)=='ready'
+        assert reached(dash)=='ready'
         assert values()==dict(method='SB', other='HNM', other_sample_perc=.25, beta=2., tau_th=None)
         dash.step()
-        assert dash.wait(('paused',), timeout=60)=='paused'
+        assert reached(dash, ('paused',))=='paused'
         dash.set(method='BLF')
         dash.set(method='SB') # back again
         assert dash._pending=={}
@@ -413,20 +421,21 @@ def kernels():
         except psutil.Error: pass
     return res
 
+@pytest.mark.browser
 def test_closing_the_page_ends_the_training(browser, app):
     old = {p.pid for p in kernels()}
-    with new_page(browser) as page:
+    with open_page(browser) as page:
         ready(page, app)
         mine = [p for p in kernels() if p.pid not in old]
         assert len(mine)==1
         button(page, 'Run').click()
         at_least(page, 10)
         page.close(run_before_unload=False)
-        gone,alive = psutil.wait_procs(mine, timeout=20)
-        assert not alive
+        gone(mine)
 
+@pytest.mark.browser
 def test_an_address_with_settings(browser, app):
-    with new_page(browser) as page:
+    with open_page(browser) as page:
         ready(page, app+'?network=mlp&method=SB&beta=2.5&other=BLF&other_loss_perc=0.5&epochs=7&hide=images&prune=.3')
         until(page, "document.querySelector('input[name=beta]')?.value=='2.5'")
         status(page, 'ready')
@@ -445,27 +454,30 @@ def jupyterlab(folder):
     log = (folder/'log').open('w+')
     proc = subprocess.Popen(cmd, stdout=log, stderr=log, env=env)
     try:
-        for _ in range(600):
-            if m := re.search(r'http://(localhost|127\.0\.0\.1):\d+', (folder/'log').read_text()): break
-            time.sleep(.1)
-        else: raise RuntimeError((folder/'log').read_text())
-        yield m[0]
+        yield wait_until(lambda: re.search(r'http://(localhost|127\.0\.0\.1):\d+', (folder/'log').read_text()),
+                         lambda: proc.poll() is not None and f'JupyterLab has ended: {(folder/"log").read_text()}', "JupyterLab's address")[0]
     finally:
-        for p in [*psutil.Process(proc.pid).children(recursive=True), proc]: p.terminate()
-        proc.wait(20)
+        ours = [*psutil.Process(proc.pid).children(recursive=True), psutil.Process(proc.pid)] if proc.poll() is None else []
+        for p in ours: p.terminate()
+        gone(ours)
+        proc.wait()
 
+@pytest.mark.browser
 def test_in_jupyterlab(browser, tmp_path):
     cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[],
                 source='from blf_explore.page.widgets import LiveDashboard\nLiveDashboard(epochs=50)')
     (tmp_path/'class.ipynb').write_text(json.dumps(dict(cells=[cell], nbformat=4, nbformat_minor=5,
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))))
-    with jupyterlab(tmp_path) as url, new_page(browser, 1600, 1000) as page:
-        page.goto(f'{url}/lab/tree/class.ipynb?reset')
-        page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=LONG)
-        page.wait_for_timeout(2000)
-        page.locator('.jp-Notebook .jp-CodeCell .cm-content').first.click()
-        page.keyboard.press('Shift+Enter')
-        page.wait_for_selector('.blf[data-status=ready]', timeout=LONG)
+    with jupyterlab(tmp_path) as url, open_page(browser, 1600, 1000) as page:
+        page.goto(f'{url}/lab/tree/class.ipynb?reset', wait_until='commit')
+        appears(page, '.jp-Notebook .jp-CodeCell')
+        wait_until(lambda: any(o['connections'] for o in page.request.get(f'{url}/api/kernels').json()), what='JupyterLab to reach its kernel')
+        def ran(): # a key pressed before JupyterLab listens is lost
+            if page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').first.inner_text().strip() not in ('', '[ ]:'): return True
+            page.locator('.jp-Notebook .jp-CodeCell .cm-content').first.click()
+            page.keyboard.press('Shift+Enter')
+        wait_until(ran, what='the cell to run')
+        appears(page, '.blf[data-status=ready]')
         button(page, 'Run').click()
         at_least(page, 25)
         button(page, 'Pause').click()

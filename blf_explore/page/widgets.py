@@ -314,7 +314,7 @@ def half_losses(
     stopped=lambda: False, # Asked before each batch; True ends the training, and the losses are then good for nothing
     epochs:int=4, # For each of the two
     lr:float=.01 # Highest learning rate of the one-cycle schedule
-)->"Tensor": # One loss per training sample, shape (N,)
+): # A tensor: one loss per training sample, shape (N,)
     "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
     from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
     data,traces,rho = map(_lib, ('engine.data','engine.traces','rho'))

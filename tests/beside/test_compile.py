@@ -4,6 +4,8 @@ from blf_explore.all import Selection, SelectiveTraining
 from blf_explore.hnm import HardNegativeMining
 from core_tools import *
 
+pytestmark = pytest.mark.slow
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('wrap', [torch.jit.script, lambda m: torch.compile(m, backend='eager')], ids=['script','compile'])
 def test_all_kept_is_plain_training_wrapped(wrap):
