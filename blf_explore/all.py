@@ -12,6 +12,8 @@ from blf_explore.engine.traces import *
 from blf_explore.engine.looking import *
 from blf_explore.engine.rehearsal import *
 from blf_explore.engine.logbook import *
+from blf_explore.engine.fitting import *
+from blf_explore.engine.selecting import *
 from blf_explore.engine.filtering import *
 from blf_explore.blf import *
 from blf_explore.hnm import *

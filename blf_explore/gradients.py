@@ -21,7 +21,6 @@ from .engine.rows import Selection, batch_size, take, tensor_map
 from .engine.losses import per_sample_loss
 from .engine.loading import Numbered, cannot_number
 from .engine.traces import eval_mode, rng_untouched
-from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/05_gradients.ipynb #67d5862e
 def sign_agreement(

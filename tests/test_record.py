@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, pytest, torch
 from fastai.basics import AccumMetric, CancelTrainException, CancelValidException
 from blf_explore.engine.record import Record, joined, load, metric_columns
-from blf_explore.blf import BatchLossFilter
 from blf_explore.engine.filtering import SelectiveTraining
-from blf_explore.gradients import GradientProbe, agreement_curve, cosine, sign_agreement, subset_grad
+from blf_explore.gradients import GradientProbe, agreement_curve
 from core_tools import *
 
 EPOCHS = 'epoch n_seen n_kept kept_pct t_score_s t_select_s t_train_s t_epoch_s overhead_pct sign_agreement cosine train_loss valid_loss'.split() # DESIGN.md

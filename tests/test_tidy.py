@@ -10,14 +10,13 @@ root = Path(__file__).resolve().parent.parent
 package = root/'blf_explore'
 
 # floors from below, each in the order in which its modules may know of each other; the lessons' is that of their notebooks
-ENGINE = ['knobs','record','rows','losses','timing','folders','data','loading','looking','logbook','filtering']
+ENGINE = ['knobs','record','rows','losses','timing','folders','images','data','loading','traces','looking','rehearsal','logbook','fitting',
+          'selecting','filtering']
 PAGE = ['plots','widgets','cli']
 
 LONG_FUNCTIONS = { # above 40 lines
-    'page.cli.voila_app': '2026-11-26: a later issue rewrites the page',
-    'page.plots.time_spec': '2026-11-26: a later issue rewrites the page'}
-LONG_MODULES = { # of the engine, above 300 lines: those of the exported file without its docstring
-    'engine.filtering': '2026-11-26: issue 7 replaces it'}
+    'page.cli.voila_app': '2026-11-26: a later issue rewrites the page'}
+LONG_MODULES = {} # of the engine, above 300 lines: those of the exported file without its docstring
 IMPORTS = {} # (module, what it imports): since when, and why
 
 def exports(nb):

@@ -48,6 +48,9 @@ class _AfterBatch:
     "Takes the positions off again, where the batch has arrived in the main process."
     def __init__(self, dl): self.dl,self.ids = dl,None
     def __call__(self, b):
+        if not isinstance(b, dict) or b.keys()!={'ids','batch'}: # a loader that makes its batches in a way of its own
+            self.ids = None
+            return self.dl.after_batch(b)
         self.ids,b = b['ids'].cpu(),b['batch']
         if self.dl.pin_memory and type(b) is list: b = tuple(b) # as fastai undoes what pinning does
         return self.dl.after_batch(b)

@@ -20,8 +20,8 @@ __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboa
 
 # %% ../../nbs/page/02_widgets.ipynb #bfbfab3d
 import base64, importlib, io, json, math, random, threading, time
-from collections import namedtuple
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,7 +30,6 @@ import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, run_names, epoch_sums, epoch_times, plain_step
 from ..engine.knobs import methods
-from ..engine.record import colors
 
 # %% ../../nbs/page/02_widgets.ipynb #a3aab635
 dashboard_methods = methods
@@ -513,7 +512,7 @@ class LiveDashboard(anywidget.AnyWidget):
         labels = {k: m.label for k,m in dashboard_methods.items()}
         super().__init__(fill=fill, height=height, choices=dict(
             name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
-            methods={k: m._asdict() | dict(color=colors[k], knobs=[o._asdict() for o in m.knobs]) for k,m in dashboard_methods.items()}))
+            methods={k: asdict(m) for k,m in dashboard_methods.items()}))
         self.session = Session(self.settings, self._data, self._changed)
         self.on_msg(self._on_msg)
         threading.Thread(target=self._tick, daemon=True, name='blf_explore page').start()
