@@ -5,6 +5,7 @@
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
 - `blf_explore.engine.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
 - `blf_explore.engine.record`: What happened in a run: counts, times and losses, batch by batch and epoch by epoch
+- `blf_explore.engine.rehearsal`: Try a learner on its first batch before anything is trained, and refuse in one sentence what a selection could not get right
 - `blf_explore.engine.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them
 - `blf_explore.hnm`: Keep a fixed share of every batch: its hardest samples

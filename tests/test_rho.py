@@ -102,7 +102,7 @@ def test_holdout_file_whole_or_not_at_all(tmp_path, monkeypatch, at):
 def test_holdout_losses_bad_input(tmp_path):
     dls,model = loaders(*blobs()),bn_net()
     says(lambda: holdout_losses(model, dls), 'loss_func=None')
-    says(lambda: holdout_losses(make_learner(), dls, F.cross_entropy), 'model=Learner', 'learn.model')
+    says(lambda: holdout_losses('a net', dls, F.cross_entropy), 'model=str', 'learn.model')
     says(lambda: holdout_losses(model, dls, F.cross_entropy, tmp_path), repr(str(tmp_path)), 'folder', exc=IsADirectoryError)
     says(lambda: holdout_losses(model, dls, F.cross_entropy, tmp_path/'no'/'h.npz'), repr(str(tmp_path/'no'/'h.npz')), exc=FileNotFoundError)
     model[-1].bias.data[:] = math.inf

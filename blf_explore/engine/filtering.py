@@ -19,8 +19,8 @@ from .rows import Rows, weigh
 from .losses import per_sample_loss
 from .loading import Numbered, cannot_number
 from .traces import of_any_size
-from .fitting import begin_fit, check_options, saved_state
-from .selecting import Selecting, with_company
+from .fitting import begin_fit, check_options, check_state, saved_state
+from .selecting import Selecting
 
 # %% ../../nbs/engine/14_filtering.ipynb #8d8f1576
 class SelectiveTraining(Selecting, Callback):
@@ -180,11 +180,6 @@ def before_batch(self:SelectiveTraining):
     self._put(f, ready)
 
 @patch
-def _note_changes(self:SelectiveTraining, f, batch):
-    "Settings that were changed by hand go into the record; all of them, as they are now."
-    return f.log.note_changes(self.values(), lambda: self.check(**self.values()), self.epoch, batch, self.pct_train)
-
-@patch
 def _is_on(self:SelectiveTraining, f, rows):
     "Whether this batch is selected from, or trains plainly."
     if not f.when(self.epoch, self.iter, self.n_epoch, self.n_iter): return False
@@ -268,14 +263,6 @@ def _flush(self:SelectiveTraining, f):
             f.log.timer.marks,f.rest = [],None
             self.learn.pct_train,self.learn.train_iter,self.learn.loss_func = saved
 
-@patch
-def _next(self:SelectiveTraining, f, lone=False)->Rows:
-    "The rows to step with: those whose turn it is, with company where one sample alone would not do."
-    rows = f.step.pop(lone or not self._needs_two(f)) if len(f.step) else None # None: another process has samples left
-    f.n_real = 0 if rows is None else rows.n
-    if rows is not None and (rows.n>1 or not self.queue or f.raw.n<2 or not self._needs_two(f)): return rows
-    return with_company(rows, f.raw, f.look.device, f.is_sum)
-
 # %% ../../nbs/engine/14_filtering.ipynb #9e66f7be
 @patch
 def after_validate(self:SelectiveTraining):
@@ -290,7 +277,11 @@ def after_validate(self:SelectiveTraining):
 @patch
 def after_epoch(self:SelectiveTraining):
     "Sum up the epoch's batches, and add what fastai measured in validation."
-    if self._fit is not None: self._fit.log.end_epoch(self.epoch, self._measured)
+    if (f := self._fit) is None: return
+    if f.log.t_epoch is None: # cancelled
+        self._unnumber()
+        self._finish(f)
+    f.log.end_epoch(self.epoch, self._measured)
 
 # %% ../../nbs/engine/14_filtering.ipynb #b2522284
 @patch
@@ -304,10 +295,7 @@ def load_state_dict(self:SelectiveTraining,
     state:dict # What `state_dict` returned
 )->SelectiveTraining:
     "Go on from `state` at the next fit, `learn.fit(..., start_epoch=n)`, instead of beginning anew."
-    if not isinstance(state, dict) or state.get('method')!=self.method:
-        what = f"of {state['method']}" if isinstance(state, dict) and 'method' in state else f'a {type(state).__name__}'
-        raise ValueError(f"state is {what}, not of {self.method}: give what state_dict() of this method returned")
-    self._resume = deepcopy(state)
+    self._resume = deepcopy(check_state(state, self.method))
     return self
 
 # %% ../../nbs/engine/14_filtering.ipynb #d9a7eb85

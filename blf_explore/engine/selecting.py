@@ -97,6 +97,11 @@ def _incoming(self:Selecting)->Rows:
     mixed = (mix.yb1, mix.lam.expand(n) if mix.lam.numel()==1 else mix.lam) if self._fit.look.mixes else None # CutMix has one share for all
     return Rows(xb, yb, torch.full((n,), -1) if self.ids is None else ids, None, mixed)
 
+@patch
+def _note_changes(self:Selecting, f, batch):
+    "Settings that were changed by hand go into the record; all of them, as they are now."
+    return f.log.note_changes(self.values(), lambda: self.check(**self.values()), self.epoch, batch, self.pct_train)
+
 # %% ../../nbs/engine/13_selecting.ipynb #e0bfa352
 @patch
 def _select(self:Selecting, f, rows, step)->Rows:
@@ -183,7 +188,16 @@ def _would_keep(self:Selecting, f, rows):
         self.memory,state,self.ids = old
         self.gen.set_state(state)
 
-# %% ../../nbs/engine/13_selecting.ipynb #5532d1c4
+# %% ../../nbs/engine/13_selecting.ipynb #c35aadd8
+@patch
+def _next(self:Selecting, f, lone=False)->Rows:
+    "The rows to step with: those whose turn it is, with company where one sample alone would not do."
+    rows = f.step.pop(lone or not self._needs_two(f)) if len(f.step) else None # None: another process has samples left
+    f.n_real = 0 if rows is None else rows.n
+    if rows is not None and (rows.n>1 or not self.queue or f.raw.n<2 or not self._needs_two(f)): return rows
+    return with_company(rows, f.raw, f.look.device, f.is_sum)
+
+# %% ../../nbs/engine/13_selecting.ipynb #4bff14c9
 @patch
 def _rehearse(self:Selecting, f, rows):
     "Before the first batch: try out what selecting needs, and refuse what it could not get right."
@@ -201,7 +215,7 @@ def _reduction(self:Selecting, f, rows):
     if f.reduction is None: f.reduction = f.look.reduction(rows)
     return f.reduction
 
-# %% ../../nbs/engine/13_selecting.ipynb #5d45ce96
+# %% ../../nbs/engine/13_selecting.ipynb #41e0abb9
 @patch
 def _mixed(self:Selecting, f): return (f.look.mix.yb1, f.look.mix.lam) if f.look.mix is not None and f.look.mix.stack_y else None
 
@@ -230,7 +244,7 @@ def _watch(self:Selecting, f):
     if f.watched and rows is f.raw: f.log.now.scores = self.adjust(scores) # those of the batch, in its order
     if finite: self._saw(scores, for_switch) # without a scoring forward there is nothing else to see
 
-# %% ../../nbs/engine/13_selecting.ipynb #4b3ee530
+# %% ../../nbs/engine/13_selecting.ipynb #23c093f2
 @patch
 def would_keep(self:Selecting,
     xb:tuple, # Inputs of n samples, as a loader gives them

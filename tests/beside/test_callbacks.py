@@ -112,7 +112,7 @@ def test_the_learning_rate_follows_the_batches():
     learn = learner(SelectiveTraining(selector=Some(), queue=True))
     class Rates(Callback):
         order,run_valid = 99,False
-        def before_step(self): seen.append((self.learn.selection._fit.n_batch, self.opt.hypers[-1]['lr']))
+        def before_step(self): seen.append((self.learn.selection._fit.log.n_batch, self.opt.hypers[-1]['lr']))
     seen = []
     learn.fit_one_cycle(3, 1e-2, cbs=Rates())
     def rate(pct, lr=1e-2): # fastai's default cycle
