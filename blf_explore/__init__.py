@@ -3,10 +3,19 @@
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
+- `blf_explore.engine.filtering`: The callback that scores a batch, selects from it, lets fastai train on what was selected, and writes down what happened
+- `blf_explore.engine.fitting`: What belongs to one fit, and to no other: how it begins, what may be asked of it, and how a later one goes on where it ended
+- `blf_explore.engine.knobs`: Settings: numbers or schedules, their checks, when a method selects, and the table of methods
+- `blf_explore.engine.loading`: Which samples of the data set a batch holds, told by the batch itself
+- `blf_explore.engine.logbook`: The clock and the record of one fit: what each batch held, what was trained on, and what selecting cost
+- `blf_explore.engine.looking`: `Look`: a learner's model, loss and callbacks, as a selection looks at them, without leaving a trace
 - `blf_explore.engine.losses`: One loss per sample out of any loss function, and the trimmed loss that saves no time
 - `blf_explore.engine.record`: What happened in a run: counts, times and losses, batch by batch and epoch by epoch
 - `blf_explore.engine.rehearsal`: Try a learner on its first batch before anything is trained, and refuse in one sentence what a selection could not get right
+- `blf_explore.engine.rows`: The samples of a step: taken from batches of any structure, joined again, weighted, and queued
+- `blf_explore.engine.selecting`: What a method is: its score, its selector, its settings and memory, and how a batch becomes the rows that are trained on
 - `blf_explore.engine.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays
+- `blf_explore.engine.traces`: A context for each thing that a forward could change: what was changed inside is put back
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them
 - `blf_explore.hnm`: Keep a fixed share of every batch: its hardest samples
 - `blf_explore.importance`: Draw the samples that would move the network most, weight them so that the mean stays right, and begin only when that pays

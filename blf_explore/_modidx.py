@@ -493,6 +493,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'blf_explore/engine/rehearsal.py'),
                                               'blf_explore.engine.rehearsal.check_scores': ( 'engine/rehearsal.html#check_scores',
                                                                                              'blf_explore/engine/rehearsal.py'),
+                                              'blf_explore.engine.rehearsal.draws_numpy': ( 'engine/rehearsal.html#draws_numpy',
+                                                                                            'blf_explore/engine/rehearsal.py'),
                                               'blf_explore.engine.rehearsal.movers': ( 'engine/rehearsal.html#movers',
                                                                                        'blf_explore/engine/rehearsal.py'),
                                               'blf_explore.engine.rehearsal.rehearse': ( 'engine/rehearsal.html#rehearse',
