@@ -138,7 +138,6 @@ def after_train(self:SelectiveTraining):
     "Train on what the queue still holds; stop the epoch's clock, when the device has done all its work."
     f = self._fit
     if f is None: return
-    self._unnumber()
     self._finish(f)
     if self.queue: self._flush(f)
     f.log.stop_clock()
@@ -147,12 +146,12 @@ def after_train(self:SelectiveTraining):
 def after_fit(self:SelectiveTraining):
     if self._fit is None: return
     self._finish(self._fit) # a cancelled fit has come past `after_train`
-    self._unnumber()
     self._left,self._fit = self._fit.step.parts if self.queue else [],None
 
 @patch
 def _finish(self:SelectiveTraining, f):
     "Note the last batch if something cancelled the rest after it had trained, and wait for the device."
+    self._unnumber()
     if (step := f.log.now) is not None and (step.n_trained==0 or step.stepped): self.after_batch()
     f.log.now = None
     f.log.settle(wait=True)
@@ -185,7 +184,7 @@ def before_batch(self:SelectiveTraining):
     go = f.look.in_all(f.step.ready(last), torch.distributed.ReduceOp.MIN)
     if not go or (not len(f.step) and f.look.world==1): self._skip(f, step)
     ready = self._next(f, lone=not last)
-    f.watched,step.is_plain = not on,not on and due and ready is rows
+    f.watched,step.is_plain = not on,due and ready is rows and not on
     if on: f.log.timer.next('train')
     self._put(f, ready)
 
@@ -290,9 +289,7 @@ def after_validate(self:SelectiveTraining):
 def after_epoch(self:SelectiveTraining):
     "Sum up the epoch's batches, and add what fastai measured in validation."
     if (f := self._fit) is None: return
-    if f.log.t_epoch is None: # cancelled
-        self._unnumber()
-        self._finish(f)
+    if f.log.t_epoch is None: self._finish(f) # cancelled
     f.log.end_epoch(self.epoch, self._measured)
 
 # %% ../../nbs/engine/14_filtering.ipynb #a9fbb3b4

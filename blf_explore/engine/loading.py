@@ -35,7 +35,7 @@ def cannot_number(
     if inner.bs is None: return f"dls.train={name} is given whole batches by its data set: give a batch size, and a data set of samples"
     own = type(inner).do_item is not FastaiDataLoader.do_item or 'do_item' in vars(inner)
     makes = type(inner).create_item is not FastaiDataLoader.create_item or 'create_item' in vars(inner)
-    if makes and not own: return (f"dls.train={name} makes its items itself (create_item), so their numbers are not positions in its data set, as with "
+    if makes and not own: return (f"dls.train={name} makes its items itself (create_item), so their numbers may not be positions in its data set, as with "
                                   "sequences cut from joined texts: give a loader whose items are those of its data set")
     return ''
 

@@ -178,9 +178,9 @@ class Logbook:
     )->dict: # The settings
         "A setting that was changed by hand goes into the record."
         with self._lock:
-            for k,new in settings.items():
-                old,self._seen[k] = self._seen.get(k, new),new
-                if old is new or old==new: continue
-                check()
+            changed = {k: (self._seen[k], new) for k,new in settings.items() if k in self._seen and self._seen[k] is not new and self._seen[k]!=new}
+            if changed: check() # before anything is noted: what is refused now is refused again
+            for k,(old,new) in changed.items():
                 self.record.add('changes', epoch=epoch, batch=batch, setting=k, old=at(old, pct), new=at(new, pct))
+            self._seen = dict(settings)
             return self._seen

@@ -23,6 +23,7 @@ __all__ = ['stores', 'Found', 'Look', 'on_cpu']
 import dis, math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import CodeType, FunctionType
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
 from torch.nn.parallel import DistributedDataParallel
@@ -31,25 +32,34 @@ from .losses import Reduction, check_reduction, per_sample_loss, reduction_of
 from .traces import *
 from .traces import is_known, keeps_nothing, of_any_size, worded
 
-# %% ../../nbs/engine/09_looking.ipynb #bdbae40a
+# %% ../../nbs/engine/09_looking.ipynb #295f125a
+def _codes(code):
+    "A function's code, and that of the functions and comprehensions in it."
+    yield code
+    for o in code.co_consts:
+        if isinstance(o, CodeType): yield from _codes(o)
+
 def stores(
     cb, # A fastai callback
     event:str, # Such as 'after_pred'
-    names # Attributes, such as 'pred'
+    names:set # Attributes, such as 'pred'
 )->bool:
-    "Whether a callback's code at an event, or a method that it calls there, sets one of these attributes: read off the code, not run."
-    todo,done = [event],set()
+    """Whether a callback's code at an event, or a function of its own or of its module that it calls there, sets one of these attributes:
+    read off the code, not run."""
+    def own(name): return [vars(cb).get(name), *(vars(o).get(name) for o in type(cb).__mro__ if o not in (Callback,object))]
+    todo,done = own(event),set()
     while todo:
-        name = todo.pop()
-        if name in done: continue
-        done.add(name)
-        fs = [vars(cb).get(name), *(vars(o).get(name) for o in type(cb).__mro__ if o not in (Callback,object))]
-        for f in fs:
-            f = getattr(getattr(f, 'func', f), '__func__', getattr(f, 'func', f)) # of a partial, and of a bound method
-            code = getattr(f, '__code__', None)
-            if code is None: continue
-            if any(o.opname=='STORE_ATTR' and o.argval in names for o in dis.get_instructions(code)) or names & {*code.co_consts}: return True
-            todo += [o for o in code.co_names if callable(getattr(type(cb), o, None))]
+        f = todo.pop()
+        f = getattr(f, 'func', f) # of a partial
+        f = getattr(f, '__func__', f) # of a bound method
+        if getattr(f, '__code__', None) is None or f in done: continue
+        done.add(f)
+        for code in _codes(f.__code__):
+            if any(o.opname=='STORE_ATTR' and o.argval in names for o in dis.get_instructions(code)): return True
+            if names & {o for o in code.co_consts if isinstance(o, str)}: return True # setattr(..., 'pred', ...)
+            near = [f.__globals__.get(o) for o in code.co_names]
+            todo += [g for o in code.co_names for g in own(o)]
+            todo += [g for g in near if isinstance(g, FunctionType) and not g.__module__.startswith(('torch','fastai','fastcore'))]
     return False
 
 # %% ../../nbs/engine/09_looking.ipynb #e03bca7c
@@ -57,7 +67,6 @@ def stores(
 class Found:
     "What trying a learner on its first batch showed."
     calm:bool=False # Does the model answer otherwise in eval mode, so that only its known layers are put into it?
-    draws_numpy:bool=True # Does a look draw from NumPy's random numbers?
     cannot_select:str='' # Why selected rows could not be trained on without the others, in a sentence
     single_value:bool=False # Does a BatchNorm meet one value per channel and sample?
     movers:list=field(default_factory=list) # Known layers that a forward changes all the same
@@ -90,6 +99,7 @@ class Look:
         self.mix = next((o for o in cbs if isinstance(o, MixHandler)), None)
         self.loss_func = self.mix.old_lf if self.mixes else self.learn.loss_func
         self._find_state(cbs)
+        self.all_known = all(map(is_known, self.modules)) and not self.loss_state
         order = self.skip.order if self.skip is not None else math.inf
         data = [o for o in cbs if not isinstance(o, MixHandler) and stores(o, 'before_batch', {'xb','yb'})]
         self.earlier,self.later = [o for o in data if o.order<=order],[o for o in data if o.order>order]
@@ -116,13 +126,14 @@ class Look:
     def aside(self,
         mode='eval', # 'eval', 'calm' or 'train'
         thorough:bool=False, # Hold on to every module, and not to those alone that are known to keep something?
-        grad:bool=False # With gradients?
+        grad:bool=False, # With gradients?
+        numpy:bool=True # Put NumPy's random state back as well?
     ):
         "Room for forwards that leave no trace."
         state = [*self.modules, *self.loss_state, *self.hooks] if thorough else self.state
         around = [*self.earlier, *self.later, *self.after_pred]
         try:
-            with (rng_untouched(self.device, thorough or self.found.draws_numpy), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]), vars_untouched(self.learn) if around else nullcontext(),
+            with (rng_untouched(self.device, numpy), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]), vars_untouched(self.learn) if around else nullcontext(),
                   NoDropout() if mode=='calm' else nullcontext(), torch.enable_grad() if grad else torch.no_grad()): yield
         finally: torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
 
@@ -173,6 +184,11 @@ class Look:
             raise ValueError(f"scale_factor={self.scale_factor!r} needs images: give inputs of shape (n, channels, height, width), or scale_factor=1")
         return tuple(F.interpolate(o, scale_factor=self.scale_factor, mode='bilinear', antialias=True) if is_image(o) else o for o in xb)
 
+    def may_draw(self, *scores)->bool:
+        "Whether anything that takes part may draw from NumPy's random numbers: putting their state back takes as long as a small layer."
+        known = all(o is None or getattr(o, '__module__', '').startswith('blf_explore.') for o in scores)
+        return not (known and self.all_known and not self.later and not self.after_pred)
+
     def scores(self,
         score, # (loss_func, preds, *targs) -> (n,)
         rows:Rows, # n samples
@@ -183,7 +199,7 @@ class Look:
         xb = self.smaller(rows.xb)
         if self.compiled: of_any_size(xb)
         try:
-            with self.aside(self.mode):
+            with self.aside(self.mode, numpy=self.may_draw(score, more)):
                 preds,yb = self.preds(xb, rows.yb)
                 res = self.each(score, preds, yb, rows.mixed)
                 other = None if more is None else res if more is score else self.each(more, preds, yb, rows.mixed)
@@ -194,12 +210,12 @@ class Look:
 
     def watched(self, score, preds, yb, mixed=None)->Tensor: # (n,), on the device
         "Scores of a training step's own output: no forward."
-        with rng_untouched(self.device, self.found.draws_numpy) if self.loss_state else nullcontext(), state_untouched(self.loss_state), torch.no_grad():
+        with rng_untouched(self.device) if self.loss_state else nullcontext(), state_untouched(self.loss_state), torch.no_grad():
             return self.each(score, preds, yb, mixed).detach()
 
     def unreported(self, preds, yb)->Tensor:
         "The loss of a training step's own output, before other callbacks add to it."
-        with rng_untouched(self.device, self.found.draws_numpy), state_untouched(self.loss_state), torch.no_grad(): return self.learn.loss_func(preds, *yb).detach()
+        with rng_untouched(self.device), state_untouched(self.loss_state), torch.no_grad(): return self.learn.loss_func(preds, *yb).detach()
 
     def reduction(self,
         rows:Rows # A batch

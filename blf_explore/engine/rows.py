@@ -22,9 +22,9 @@ fastai, and are tested without a fit."""
 __all__ = ['Selection', 'leaves', 'tensor_map', 'batch_size', 'take', 'join', 'row_shapes', 'Rows', 'weigh', 'Filter', 'Queue',
            'LastScores']
 
-# %% ../../nbs/engine/02_rows.ipynb #4f6879ca
+# %% ../../nbs/engine/02_rows.ipynb #38646c47
 import dataclasses
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Mapping, MutableMapping
 from copy import copy
 from types import SimpleNamespace
@@ -49,8 +49,8 @@ def _set_all(b, keys, vals):
     return res
 
 def _update(b, keys, vals):
+    if not isinstance(b, MutableMapping): return type(b)(dict(zip(keys, vals)))
     res = copy(b)
-    if not isinstance(res, MutableMapping): return type(b)(zip(keys, vals))
     for k,v in zip(keys, vals): res[k] = v
     return res
 
@@ -103,15 +103,15 @@ def batch_size(
     b # A tensor, or tuples, lists, dicts and dataclasses of tensors, samples first
 )->int: # Length of the first tensor's first dimension, unless other parts of the batch contradict it
     "How many samples a batch, or a part of one, holds. Raises `ValueError` if there is no tensor with rows."
-    first = b[0] if isinstance(b, tuple) and b else b # most often a tensor: no walk through the tree
-    if isinstance(first, Tensor) and first.ndim: return len(first)
+    ends = (b[0], b[-1]) if isinstance(b, tuple) and b else (b, b) # most often tensors that agree: no walk through the tree
+    if all(isinstance(o, Tensor) and o.ndim for o in ends) and len(ends[0])==len(ends[1]): return len(ends[0])
     tensors = [o for o in leaves(b) if isinstance(o, (Tensor,np.ndarray)) and o.ndim]
     if not tensors: raise ValueError(f"a batch of type {type(b).__name__} holds no tensor with rows: give tensors, samples first")
     parts = list(b) if isinstance(b, tuple) and not hasattr(b, '_fields') else [b]
-    common = set.intersection(*(s for o in parts if (s := _sizes(o))))
-    whole = next((len(o) for o in parts if isinstance(o, Tensor) and o.ndim), None)
-    if not common: return len(tensors[0])
-    return whole if whole in common else max(common) # a list of images: as many as there are labels
+    sizes = Counter(n for o in parts for n in _sizes(o))
+    common = [n for n,k in sizes.items() if k==max(sizes.values())] # what most parts may hold
+    whole = next((len(o) for o in parts if isinstance(o, Tensor) and o.ndim and len(o) in common), None)
+    return max(common) if whole is None else whole # a list of images: as many as there are labels
 
 # %% ../../nbs/engine/02_rows.ipynb #849ce9ed
 _plain = (str,bytes,int,float,complex,bool,type(None),torch.Size,torch.dtype,torch.device,np.generic,type)
@@ -127,7 +127,8 @@ def _take_leaf(b, idxs, n):
 
 def _take(b, idxs, n):
     if isinstance(b, Tensor):
-        if not b.is_nested: return b if not b.ndim or len(b)!=n else b[idxs.to(b.device)] if not b.is_sparse else b.index_select(0, idxs.to(b.device))
+        if b.is_nested: raise ValueError(f"the batch holds a nested tensor, which cannot be split into its {n} samples: give padded tensors, or lists of tensors")
+        return b if not b.ndim or len(b)!=n else b[idxs.to(b.device)] if not b.is_sparse else b.index_select(0, idxs.to(b.device))
     part = _container(b)
     if part is None: return _take_leaf(b, idxs, n)
     if _per_sample(b, n): return part.make([b[i] for i in idxs.tolist()])

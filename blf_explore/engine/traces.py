@@ -23,6 +23,8 @@ __all__ = ['eval_mode', 'rng_state', 'set_rng_state', 'rng_untouched', 'grads_un
 import random
 from collections import deque
 from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from fastai.basics import *
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -96,15 +98,33 @@ def grads_untouched(model:nn.Module):
 # %% ../../nbs/engine/08_traces.ipynb #81fce863
 _machinery = {*vars(nn.Module())} # what every module has; the mode has a context of its own
 
-def _inside(v):
+def _of_generator(v):
+    "A function that puts back the state of a generator of random numbers; None for anything else."
+    if isinstance(v, np.random.Generator):
+        state = v.bit_generator.state
+        return lambda: setattr(v.bit_generator, 'state', state)
+    for cls,get,put in ((torch.Generator,'get_state','set_state'), (random.Random,'getstate','setstate'), (np.random.RandomState,'get_state','set_state')):
+        if isinstance(v, cls):
+            state = getattr(v, get)()
+            return lambda: getattr(v, put)(state)
+
+def _of_array(v):
+    "A function that puts back the numbers of a tensor or array; None where nothing can be written to it."
+    if isinstance(v, np.ndarray):
+        copied = v.copy()
+        return (lambda: np.copyto(v, copied)) if v.flags.writeable else None
+    if v.layout==torch.strided and not v.is_nested and 0 in v.stride(): return None if v._base is None else _of_array(v._base) # expanded
+    saved = v.detach().clone()
+    return lambda: v.detach().copy_(saved)
+
+def _inside(v, above=()):
     "A function that puts back what can change inside `v` without `v` being replaced; None if nothing can."
-    if isinstance(v, Tensor):
-        saved = v.detach().clone()
-        def undo(): v.detach().copy_(saved)
-        return undo
-    if not isinstance(v, (list,tuple,dict,set,deque)): return None
+    if isinstance(v, (Tensor,np.ndarray)): return _of_array(v)
+    if isinstance(v, SimpleNamespace) or (is_dataclass(v) and hasattr(v, '__dict__') and not isinstance(v, type)): return _hold(v)
+    if not isinstance(v, (list,tuple,dict,set,deque)): return _of_generator(v)
+    if id(v) in above: return None # a list that holds itself
     items = dict(v) if isinstance(v, dict) else list(v)
-    undos = [u for o in (items.values() if isinstance(v, dict) else items) if (u := _inside(o))]
+    undos = [u for o in (items.values() if isinstance(v, dict) else items) if (u := _inside(o, (*above, id(v))))]
     def undo():
         for u in undos: u()
         if isinstance(v, tuple): return
