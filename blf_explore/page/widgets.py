@@ -30,7 +30,6 @@ import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, run_names, epoch_sums, epoch_times, plain_step
 from ..engine.knobs import methods
-from ..engine.record import colors
 
 # %% ../../nbs/page/02_widgets.ipynb #a3aab635
 dashboard_methods = methods
