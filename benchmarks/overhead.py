@@ -14,10 +14,11 @@ warnings.filterwarnings('ignore', category=FutureWarning) # of tsai's imports
 from fastai.vision.all import *
 from blf_explore.blf import select
 from blf_explore.engine.data import get_dls, get_model
-from blf_explore.engine.filtering import SelectiveTraining, eval_mode
+from blf_explore.engine.filtering import SelectiveTraining
 from blf_explore.engine.losses import per_sample_loss
 from blf_explore.engine.record import versions
 from blf_explore.engine.timing import device_name, time_interleaved
+from blf_explore.engine.traces import eval_mode
 try: from tsai.callback.experimental import BatchLossFilter as TsaiFilter
 except ImportError as e: TsaiFilter,why = None,e
 
