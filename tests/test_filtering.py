@@ -182,7 +182,7 @@ def traces(learn):
 
 fit_ends = dict(
     loss_scoring=lambda e: dict(loss_func=FailingLoss(e, 5, grad=False)), loss_training=lambda e: dict(loss_func=FailingLoss(e, 5)),
-    loss_first=lambda e: dict(loss_func=FailingLoss(e, 1)), model_scoring=lambda e: dict(model=FailingNet(e, 9, training=False)),
+    loss_first=lambda e: dict(loss_func=FailingLoss(e, 1)), model_scoring=lambda e: dict(model=FailingNet(e, 12, training=False)),
     model_first=lambda e: dict(model=FailingNet(e, 1)), model_training=lambda e: dict(model=FailingNet(e, 5)),
     **{f'{ev}_{order}': (lambda e, ev=ev, order=order: dict(cbs=FailingCallback(e, ev, order=order)))
        for ev in ('before_batch','after_pred','after_loss','before_step','after_batch') for order in (0, 58)})

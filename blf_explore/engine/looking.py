@@ -27,7 +27,7 @@ from types import CodeType, FunctionType
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
 from torch.nn.parallel import DistributedDataParallel
-from .rows import Rows
+from .rows import Rows, tensor_map
 from .losses import Reduction, check_reduction, per_sample_loss, reduction_of
 from .traces import *
 from .traces import is_known, keeps_nothing, of_any_size, worded
@@ -102,7 +102,8 @@ class Look:
         self.all_known = all(map(is_known, self.modules)) and not self.loss_state
         order = self.skip.order if self.skip is not None else math.inf
         data = [o for o in cbs if not isinstance(o, MixHandler) and stores(o, 'before_batch', {'xb','yb'})]
-        self.earlier,self.later = [o for o in data if o.order<=order],[o for o in data if o.order>order]
+        self.earlier = [o for o in data if o.order<=order and not isinstance(o, CastToTensor)] # whose work `prepare` does by itself
+        self.later = [o for o in data if o.order>order]
         self.after_pred = [o for o in cbs if stores(o, 'after_pred', {'pred','yb'})]
 
     @property
@@ -127,13 +128,16 @@ class Look:
         mode='eval', # 'eval', 'calm' or 'train'
         thorough:bool=False, # Hold on to every module, and not to those alone that are known to keep something?
         grad:bool=False, # With gradients?
-        numpy:bool=True # Put NumPy's random state back as well?
+        python:bool=True # Put the random states of Python and of NumPy back as well?
     ):
         "Room for forwards that leave no trace."
         state = [*self.modules, *self.loss_state, *self.hooks] if thorough else self.state
         around = [*self.earlier, *self.later, *self.after_pred]
+        if mode=='eval' and not (state or around or grad): # nothing to hold on to: the usual scoring forward
+            with rng_untouched(self.device, python), eval_mode(self.modules), torch.no_grad(): yield
+            return torch.clear_autocast_cache()
         try:
-            with (rng_untouched(self.device, numpy), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]), vars_untouched(self.learn) if around else nullcontext(),
+            with (rng_untouched(self.device, python), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]), vars_untouched(self.learn) if around else nullcontext(),
                   NoDropout() if mode=='calm' else nullcontext(), torch.enable_grad() if grad else torch.no_grad()): yield
         finally: torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
 
@@ -142,6 +146,7 @@ class Look:
         yb:tuple # Targets, likewise
     )->tuple: # (inputs, targets)
         "A batch of one's own as the callbacks that come before the selection would leave it."
+        xb,yb = tensor_map(lambda o: o.as_subclass(Tensor), (xb, yb)) # as fastai's CastToTensor does
         if not self.earlier: return xb,yb
         with self.aside(): 
             self.learn.xb,self.learn.yb = xb,yb
@@ -185,7 +190,7 @@ class Look:
         return tuple(F.interpolate(o, scale_factor=self.scale_factor, mode='bilinear', antialias=True) if is_image(o) else o for o in xb)
 
     def may_draw(self, *scores)->bool:
-        "Whether anything that takes part may draw from NumPy's random numbers: putting their state back takes as long as a small layer."
+        "Whether anything that takes part may draw from Python's or NumPy's random numbers: what torch and fastai bring does not, in eval mode."
         known = all(o is None or getattr(o, '__module__', '').startswith('blf_explore.') for o in scores)
         return not (known and self.all_known and not self.later and not self.after_pred)
 
@@ -199,7 +204,7 @@ class Look:
         xb = self.smaller(rows.xb)
         if self.compiled: of_any_size(xb)
         try:
-            with self.aside(self.mode, numpy=self.may_draw(score, more)):
+            with self.aside(self.mode, python=self.may_draw(score, more)):
                 preds,yb = self.preds(xb, rows.yb)
                 res = self.each(score, preds, yb, rows.mixed)
                 other = None if more is None else res if more is score else self.each(more, preds, yb, rows.mixed)

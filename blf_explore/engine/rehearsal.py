@@ -95,6 +95,7 @@ def cannot_select(look:Look, rows:Rows)->str:
         first = _preds(look, rows)
         with look.aside(look.mode, thorough=True): whole = _preds(look, rows)
         try: some = _preds(look, part)
+        except (CancelBatchException,CancelTrainException,CancelEpochException,CancelFitException): raise # a callback's wish
         except Exception as e: some,why = None,f'{type(e).__name__}: {e}'
     if _alike(first, whole): # it carries nothing over
         if some is None: return (f"model={name} takes a batch of {rows.n} and no part of it ({why}): give one that takes batches of any size, or "

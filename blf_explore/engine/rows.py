@@ -184,9 +184,10 @@ class Rows(namedtuple('Rows', 'xb yb ids weights mixed', defaults=[None, None]))
         weights:Tensor=None # One per position; None: the rows' own
     ):
         "Some of the rows."
-        parts = [take(o, idxs, self.n) for o in (self.xb, self.yb, self.mixed)]
-        old = None if self.weights is None else self.weights[idxs.to(self.weights.device)]
-        return Rows(parts[0], parts[1], self.ids[idxs], old if weights is None else weights, parts[2])
+        n = self.n
+        mixed = None if self.mixed is None else take(self.mixed, idxs, n)
+        if weights is None and self.weights is not None: weights = self.weights[idxs.to(self.weights.device)]
+        return Rows(take(self.xb, idxs, n), take(self.yb, idxs, n), self.ids[idxs], weights, mixed)
 
     def weighted(self, device):
         "The same rows, with weights of 1 if they have none."

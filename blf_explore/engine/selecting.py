@@ -97,13 +97,13 @@ class Selecting:
 @patch
 def _incoming(self:Selecting)->Rows:
     "The batch as fastai and the callbacks before this one leave it."
-    xb,yb = self.learn.xb,self.learn.yb
+    xb,yb,dl = self.learn.xb,self.learn.yb,self.learn.dl
     n = batch_size((*xb, *yb))
-    ids = self.learn.dl.ids if isinstance(self.learn.dl, Numbered) else None
+    ids = dl.ids if isinstance(dl, Numbered) else None
     if ids is not None and len(ids)!=n:
         raise ValueError(f"dls.train={type(self.dls.train).__name__} made a batch of {n} samples out of {len(ids)} items, so they cannot be recognised: "
                          "give a loader that makes one sample of each item")
-    if ids is None and (self.by_id or self.stale): raise ValueError(cannot_number(self.learn.dl) or f"dls.train={type(self.dls.train).__name__} "
+    if ids is None and (self.by_id or self.stale): raise ValueError(cannot_number(dl) or f"dls.train={type(self.dls.train).__name__} "
                          "does not tell which samples a batch holds: give a fastai DataLoader that makes its batches as fastai's own do")
     self.ids = ids
     mix = self._fit.look.mix
@@ -113,7 +113,7 @@ def _incoming(self:Selecting)->Rows:
 @patch
 def _note_changes(self:Selecting, f, batch):
     "Settings that were changed by hand go into the record; all of them, as they are now."
-    return f.log.note_changes(self.values(), lambda: self.check(**self.values()), self.epoch, batch, self.pct_train)
+    return f.log.note_changes(self.values(), lambda: self.check(**self.values()), self.learn.epoch, batch, self.learn.pct_train)
 
 # %% ../../nbs/engine/13_selecting.ipynb #46609f65
 @patch

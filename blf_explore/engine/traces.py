@@ -50,11 +50,11 @@ def _set_training(modules, val):
 # %% ../../nbs/engine/08_traces.ipynb #8552a697
 def rng_state(
     device='cpu', # Whose generator, besides that of the CPU
-    numpy:bool=True # NumPy's as well? It takes as long as a small layer
+    python:bool=True # Those of Python's `random` and of NumPy as well? They take as long as a small layer
 ):
     "The random state of Python's `random`, NumPy and torch, for `set_rng_state`."
     mod,args = _rng_of(device)
-    return random.getstate(), np.random.get_state() if numpy else None, torch.get_rng_state(), mod and mod.get_rng_state(*args)
+    return random.getstate() if python else None, np.random.get_state() if python else None, torch.get_rng_state(), mod and mod.get_rng_state(*args)
 
 def set_rng_state(
     state, # What `rng_state` returned
@@ -63,7 +63,7 @@ def set_rng_state(
     "Let random numbers go on from `state`."
     py,of_numpy,cpu,dev = state
     mod,args = _rng_of(device)
-    random.setstate(py)
+    if py is not None: random.setstate(py)
     if of_numpy is not None:
         kind,keys,*rest = of_numpy
         np.random.set_state((kind, np.asarray(keys), *rest))
@@ -78,10 +78,10 @@ def _rng_of(device):
 @contextmanager
 def rng_untouched(
     device='cpu', # Whose generator, besides that of the CPU
-    numpy:bool=True # NumPy's as well?
+    python:bool=True # Those of Python's `random` and of NumPy as well?
 ):
     "Whatever random numbers are drawn inside, they go on as if none had been: Python's, NumPy's, torch's."
-    state = rng_state(device, numpy)
+    state = rng_state(device, python)
     try: yield
     finally: set_rng_state(state, device)
 
