@@ -684,6 +684,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'blf_explore/engine/traces.py'),
                                            'blf_explore.engine.traces._set_training': ( 'engine/traces.html#_set_training',
                                                                                         'blf_explore/engine/traces.py'),
+                                           'blf_explore.engine.traces.buffers_untouched': ( 'engine/traces.html#buffers_untouched',
+                                                                                            'blf_explore/engine/traces.py'),
                                            'blf_explore.engine.traces.eval_mode': ( 'engine/traces.html#eval_mode',
                                                                                     'blf_explore/engine/traces.py'),
                                            'blf_explore.engine.traces.grads_untouched': ( 'engine/traces.html#grads_untouched',

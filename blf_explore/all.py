@@ -1,28 +1,20 @@
-"Everything of the package: `from blf_explore.all import *`"
-from blf_explore.engine.knobs import *
+"Everything of the package that a user calls: `from blf_explore.all import *`. What only the engine calls is in `blf_explore.engine`."
+from importlib import import_module as _import
+from blf_explore.engine.knobs import When, check_share, check_whole, methods as _methods
 from blf_explore.engine.record import *
-from blf_explore.engine.rows import *
+from blf_explore.engine.rows import Selection, batch_size
 from blf_explore.engine.losses import *
 from blf_explore.engine.timing import *
-from blf_explore.engine.folders import *
-from blf_explore.engine.images import *
 from blf_explore.engine.data import *
-from blf_explore.engine.loading import *
-from blf_explore.engine.traces import *
-from blf_explore.engine.looking import *
-from blf_explore.engine.rehearsal import *
-from blf_explore.engine.logbook import *
-from blf_explore.engine.fitting import *
-from blf_explore.engine.selecting import *
+from blf_explore.engine.traces import (buffers_untouched, eval_mode, grads_untouched, not_compiled, rng_state, rng_untouched, set_rng_state,
+                                       single_values, state_untouched)
+from blf_explore.engine.fitting import Last
 from blf_explore.engine.filtering import *
-from blf_explore.blf import *
-from blf_explore.hnm import *
-from blf_explore.sb import *
-from blf_explore.importance import *
 from blf_explore.gradients import *
-from blf_explore.coreset import *
-from blf_explore.rho import *
-from blf_explore.infobatch import *
 from blf_explore.page.plots import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
+
+for _o in dict.fromkeys(m.module for m in _methods.values()): # a new method needs its row in the table, and no line here
+    _m = _import(f'blf_explore.{_o}')
+    globals().update({k: getattr(_m, k) for k in _m.__all__})
