@@ -1,9 +1,10 @@
 "Which samples a batch holds: told by the batch itself, whatever the loader's order and whoever else draws from it."
+import pickle
 import numpy as np, pytest, torch
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.data.load import SkipItemException
 from blf_explore.all import HardNegativeMining, InfoBatch, RHOLoss, SelectiveBackprop
-from blf_explore.engine.loading import cannot_number, Numbered
+from blf_explore.engine.loading import _twin, cannot_number, Numbered
 from core_tools import *
 
 ASKS = dict(rho=lambda: RHOLoss(HOLDOUT, .5), info=lambda: InfoBatch(.5), stale=lambda: HardNegativeMining(.5, stale=1),
@@ -54,6 +55,25 @@ LOADERS = dict(plain=lambda: of_class(DataLoader), array=lambda: of_class(Array)
                weighted=lambda: of_class(WeightedDL, wgts=np.arange(1, 91.)), partial=lambda: of_class(PartialDL, partial_n=50),
                repeating=lambda: of_class(Repeating), skipping=lambda: of_class(DataLoader, lambda tr: Skipping(*tr.ts)))
 
+class Stateful(DataLoader):
+    "Sets what it needs when an epoch begins, in all the places that fastai has for it, and counts its items."
+    epoch = made = 0
+    def __iter__(self):
+        self.epoch += 1
+        yield from super().__iter__()
+    def before_iter(self, *_): self.scale = torch.tensor(1.+self.epoch)
+    def get_idxs(self):
+        self.idxs = self.rng.sample(range(90), 90)
+        return self.idxs
+    def before_batch(self, b):
+        self.made += len(b)
+        return b
+    def create_batch(self, b):
+        x,*rest = super().create_batch(b)
+        return x*self.scale+self.made*1e-3+self.idxs[0]*1e-3,*rest
+
+LOADERS['stateful'] = lambda: of_class(Stateful)
+
 class DrawsMore(Callback):
     "Looks at a batch of the training set in the middle of an epoch."
     def __init__(self, order): self.order = order
@@ -98,13 +118,41 @@ def test_the_loaders_order_is_as_without_us(loader):
 @pytest.mark.parametrize('event', ['before_batch','after_loss','after_batch'])
 def test_nothing_is_left_on_the_loader(exc, event):
     dls = numbered_dls()
-    before = {k: id(v) for k,v in vars(dls.train).items() if k!='rng' and not k.startswith('_DataLoader')}
+    def held(): return {k: id(v) for k,v in vars(dls.train).items() if k not in ('rng','it','_DataLoader__idxs')} # these are fastai's own
+    before = held()
     learn = numbered_learner(RHOLoss(HOLDOUT, .5), dls, [FailingCallback(exc, event, order=98)])
     with pytest.raises(type(exc)): learn.fit(1)
     assert learn.dl is dls.train and learn.dls is dls and not isinstance(dls.train, Numbered)
-    assert {k: id(v) for k,v in vars(dls.train).items() if k!='rng' and not k.startswith('_DataLoader')}==before
+    assert held()==before
     learn.fit(1) # and the next one is as any other
     assert len(learn.selection.batches)==6
+
+def test_batch_transforms_are_told_the_split():
+    "Augmentation of the training set alone is done with numbered batches as without: the same images, and bit for bit the plain run."
+    from fastai.data.core import Datasets
+    from fastai.vision.augment import RandTransform, TensorImage
+    class Noise(RandTransform): # `split_idx` 0: in training only
+        def encodes(self, x:TensorImage): return x+torch.randn_like(x)
+    train,_ = stripes()
+    def dls():
+        sets = Datasets(range(72), [[lambda i: TensorImage(train.ts[0][i])], [lambda i: train.ts[1][i]]], splits=[range(60), range(60, 72)])
+        return sets.dataloaders(bs=16, after_batch=[Noise()], device='cpu')
+    def run(cbs): return fitted(2, dls=dls, model=image_net, metrics=None, cbs=[*cbs, Spy()])
+    plain = run([])
+    assert not torch.isin(plain.spy.seen[0][0][0].flatten(), train.ts[0]).any()
+    for cb in (HardNegativeMining(1., stale=1), RHOLoss(torch.zeros(60), 1.)):
+        learn = run([cb])
+        assert_same(state(plain), state(learn))
+        assert all(torch.equal(a[0][0], b[0][0]) for a,b in zip(plain.spy.seen, learn.spy.seen))
+
+def test_a_loader_that_goes_to_a_process_started_anew():
+    "It is pickled there, with the numbers."
+    dl = numbered_dls().train
+    twin,_ = _twin(dl)
+    again = pickle.loads(pickle.dumps(twin.fake_l)).d
+    again.offs,again.num_workers = 0,1
+    b = again.do_batch([again.do_item(i) for i in (5, 3)])
+    assert b['ids'].tolist()==[5, 3]==b['batch'][1].tolist()
 
 # ---- alone
 

@@ -136,6 +136,7 @@ def test_no_dropout_that_is_called():
     with NoDropout():
         assert torch.equal(F.dropout(x, .5, True), x) and torch.equal(F.alpha_dropout(x, .5, training=True), x)
         assert torch.equal(F.dropout2d(x.view(1, 50, 1, 1), .5), x.view(1, 50, 1, 1))
+        assert torch.equal(torch.dropout(x, .5, True), x) and torch.equal(torch.dropout(x, p=.5, train=True), x)
         q = torch.randn(1, 2, 4, 3)
         torch.testing.assert_close(F.scaled_dot_product_attention(q, q, q, dropout_p=.5), F.scaled_dot_product_attention(q, q, q))
     assert (F.dropout(x, .5)!=x).any()

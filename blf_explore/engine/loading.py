@@ -93,18 +93,19 @@ class Numbered:
         finally: self._done()
 
 def _twin(dl):
-    "A loader that works on the same data in the same order, and takes each batch's positions along; and where they are."
-    twin = copy(dl)
-    twin.fake_l = copy(dl.fake_l)
-    twin.fake_l.d = twin.fake_l.default = twin
-    twin.fake_l.dataset = twin.fake_l
-    if isinstance(dl, DistributedDL):
-        twin.dl,took = _twin(dl.dl)
-        return twin,took
-    def randomize(): # the order of later epochs goes on from this one's
-        type(dl).randomize(twin)
-        dl.rng = twin.rng
-    took = _AfterBatch(dl)
-    twin.randomize,twin.do_item,twin.do_batch = randomize,_DoItem(dl),_DoBatch(dl)
-    vars(twin)['after_batch'] = took
+    """A loader that shares all its state with `dl`, works on the same data in the same order, and takes each batch's positions along; and where
+    they are. Only what is `mine` differs, in a class of its own, so that whatever the loader's own methods set is set for both."""
+    fake = copy(dl.fake_l)
+    mine = dict(fake_l=fake)
+    if isinstance(dl, DistributedDL): mine['dl'],took = _twin(dl.dl)
+    else:
+        took = _AfterBatch(dl)
+        mine |= dict(do_item=_DoItem(dl), do_batch=_DoBatch(dl), after_batch=took, before_iter=dl.before_iter) # which tells transforms the split
+    cls = type(type(dl).__name__, (type(dl),), {k: property(lambda self, v=v: v) for k,v in mine.items()} | {'__reduce_ex__': lambda self, _: (_again, (dl,))})
+    twin = cls.__new__(cls)
+    twin.__dict__ = dl.__dict__
+    fake.d = fake.default = twin
+    fake.dataset = fake
     return twin,took
+
+def _again(dl): return _twin(dl)[0] # in a worker process that is started anew

@@ -84,6 +84,14 @@ def check_no_trace(look:Look, rows:Rows, score):
                          "or a closure, so that looking at a batch would change the training: keep it in attributes of the module, as tensors, numbers or lists")
 
 # %% ../../nbs/engine/10_rehearsal.ipynb #8c53cfc5
+def _is_by_row(look, rows):
+    "Whether it matters in which row of the batch before a sample was, as with hidden states, and not with a running mean or a generator."
+    def second(first):
+        with look.aside(look.mode, thorough=True):
+            _preds(look, first)
+            return _preds(look, rows)
+    return not _alike(second(rows), second(rows.take(torch.arange(rows.n).flip(0))))
+
 def cannot_select(look:Look, rows:Rows)->str:
     "Why rows of a batch cannot be trained on without the others, in a sentence; '' if they can."
     if rows.n<2: return ''
@@ -100,7 +108,7 @@ def cannot_select(look:Look, rows:Rows)->str:
         if some is None: return (f"model={name} takes a batch of {rows.n} and no part of it ({why}): give one that takes batches of any size, or "
                                  "settings that keep all samples")
         return ''
-    if some is not None and _alike(take(whole, idxs, rows.n), some): return ''
+    if some is not None and (_alike(take(whole, idxs, rows.n), some) or not _is_by_row(look, rows)): return ''
     return (f"model={name} carries something over from batch to batch for each row, so that selected rows would meet what belongs to others: "
             "reset it before every batch, or keep all samples (loss_perc=1 or sample_perc=1)")
 

@@ -201,7 +201,9 @@ class NoDropout(TorchFunctionMode):
     names = {'dropout','dropout1d','dropout2d','dropout3d','alpha_dropout','feature_alpha_dropout','rrelu'}
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if getattr(func, '__name__', '') in self.names and len(args)<3: kwargs['training'] = False
+        if getattr(func, '__name__', '') in self.names:
+            if len(args)<3: kwargs['train' if 'train' in kwargs else 'training'] = False
+            elif isinstance(args[2], bool): args = (*args[:2], False, *args[3:]) # `torch.dropout(x, p, train)`
         if 'dropout_p' in kwargs: kwargs['dropout_p'] = 0. # of attention
         return func(*args, **kwargs)
 

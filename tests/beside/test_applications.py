@@ -307,7 +307,7 @@ class Bag(nn.Module):
 
 class Resized(DataLoader):
     "Images whose size changes from batch to batch."
-    k = 0
+    def before_iter(self, *_): self.k = 0
     def create_batch(self, b):
         xs,ys = zip(*b)
         self.k += 1
