@@ -1,9 +1,10 @@
 "What the tests share: tiny learners, data and networks for them, and every method with settings that suit them."
-import functools, random
+import dataclasses, functools, random, types
+from collections import OrderedDict, UserDict
 import pytest, torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, SGD
+from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, fastuple, L, Learner, SGD
 from fastai.callback.core import CancelTrainException
 import fastai.callback.schedule
 from blf_explore.all import (BatchLossFilter, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, RankSelectiveBackprop,
@@ -164,6 +165,34 @@ class Trained(Callback):
     order,run_valid = 99,False
     def before_fit(self): self.steps = []
     def before_step(self): self.steps.append(self.xb[0][:,0].tolist())
+
+# ---- containers of many kinds, with the samples in the first place
+
+@dataclasses.dataclass
+class Data:
+    x:object
+    more:object=None
+
+class OwnDict(OrderedDict): pass
+
+WRAPS = dict( # how to wrap a tensor, and how to get at it again
+    dataclass=(lambda o: Data(o, dict(a=o)), lambda w: w.x), fastuple=(lambda o: fastuple(o, o*2), lambda w: w[0]), L=(lambda o: L(o, o), lambda w: w[0]),
+    own_dict=(lambda o: OwnDict(a=o, b=[o]), lambda w: w['a']), user_dict=(lambda o: UserDict(a=o), lambda w: w['a']),
+    namespace=(lambda o: types.SimpleNamespace(a=o, kind='x'), lambda w: w.a), deep=(lambda o: dict(a=[Data(fastuple(o, None))]), lambda w: w['a'][0].x[0]))
+
+class Wrapping(nn.Module):
+    "A model of samples that come wrapped, or whose output is wrapped."
+    def __init__(self, before=lambda o: o, after=lambda o: o): super().__init__(); self.net,self.before,self.after = bn_net(),before,after
+    def forward(self, x): return self.after(self.net(self.before(x)))
+
+def wrapped_dls(wrap, of='x', shuffle=True):
+    "`blobs`, their inputs or targets wrapped batch by batch."
+    class Wrapped(DataLoader):
+        def create_batch(self, b):
+            xs,ys = map(torch.stack, zip(*b))
+            return (wrap(xs), ys) if of=='x' else (xs, wrap(ys))
+    train,valid = blobs()
+    return DataLoaders(Wrapped(train, bs=16, shuffle=shuffle), Wrapped(valid, bs=16), device='cpu')
 
 # ---- small images, and mixing
 

@@ -8,6 +8,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import SchedLin
 from fastai.callback.training import GradientClip
 from fastai.losses import LabelSmoothingCrossEntropyFlat
+from fastai.torch_core import params
 from functools import partial
 from torch import nn
 from blf_explore.all import InfoBatch, RHOLoss, Selection, SelectiveTraining
@@ -476,3 +477,36 @@ def test_nothing_outlives_ctrl_c(name, where):
 
 def image_net_bn():
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(.2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+# ---- several fits of one training
+
+@pytest.mark.parametrize('name', ['BLF','SB','InfoBatch'])
+def test_fine_tune_is_two_fits(name, tmp_path):
+    "Both are in `fits`, can be joined and saved; warm-up is counted anew in each, as is the method's memory."
+    from blf_explore.engine.record import joined, load
+    learn = make_learner(cbs=PRESETS[name](warmup=1) if name!='BLF' else BatchLossFilter(.5, warmup=1), splitter=lambda m: [params(m[:3]), params(m[3:])], path=tmp_path)
+    learn.fine_tune(3, freeze_epochs=2)
+    a,b = learn.selection.fits
+    assert b is learn.selection.record and (len(a.epochs), len(b.epochs))==(2, 3)
+    for r in (a, b):
+        e = r.epochs
+        assert e.n_kept[0]==e.n_seen[0]==90 and e.n_kept[1:].max()<90 # the first epoch of each fit is trained plainly
+    both = joined(learn.selection.fits)
+    assert both.epochs.epoch.tolist()==[0, 1, 2, 3, 4] and both.epochs.n_kept.tolist()==a.epochs.n_kept.tolist()+b.epochs.n_kept.tolist()
+    both.save(tmp_path/'both.npz')
+    again = load(tmp_path/'both.npz')
+    assert again.epochs.n_kept.tolist()==both.epochs.n_kept.tolist() and again.epochs.accuracy_.tolist()==both.epochs.accuracy_.tolist()
+    learn.fit(1)
+    assert len(learn.selection.fits)==3 and learn.selection.fits[:2]==[a, b]
+
+def test_a_fit_that_was_broken_off_is_in_its_fits():
+    learn = make_learner(cbs=[BatchLossFilter(.5), FailingCallback(KeyboardInterrupt(), 'before_step', at=8)])
+    with pytest.raises(KeyboardInterrupt): learn.fit(3)
+    learn.fit(1)
+    assert [len(o.batches) for o in learn.selection.fits]==[7, 6] and [len(o.epochs) for o in learn.selection.fits]==[1, 1]
+
+def test_neither_a_validation_nor_a_search_is_a_fit():
+    learn = make_learner(cbs=BatchLossFilter(.5), bar=True)
+    learn.validate()
+    with learn.no_bar(): learn.lr_find(num_it=5, show_plot=False)
+    assert learn.selection.fits==[]

@@ -1,9 +1,16 @@
 "Settings: their ranges, schedules and changes in mid-training, and when a method selects."
+import math
+from fractions import Fraction
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import combine_scheds, SchedCos, SchedLin
 from blf_explore.blf import BatchLossFilter
-from blf_explore.all import SelectiveTraining
+from blf_explore.all import ImportanceSampling, SelectiveTraining, TopLoss
+from blf_explore.blf import select
+from blf_explore.coreset import CoreSet
+from blf_explore.engine.knobs import count, in_words
+from blf_explore.hnm import hardest
+from blf_explore.sb import rank_draw
 from core_tools import *
 from references import hand_learner, loss_of, steps_by_hand, top
 
@@ -124,3 +131,56 @@ def test_when_of_every_method(name):
     assert all(k==n for k,n,o in zip(b.n_kept, b.n_seen, at) if o not in on)
     assert {o for o,n in zip(at, b.n_scored) if n}==(set() if name=='InfoBatch' else set(on))
     assert sum(k for k,o in zip(b.n_kept, at) if o in on) < sum(n for n,o in zip(b.n_seen, at) if o in on)
+
+# ---- counts as a person computes them
+
+def exact(n, pct): return math.ceil(Fraction(pct, 100)*n)
+
+def test_every_count_is_exact():
+    "Every n up to 512 with every whole percentage, and with tenths of one, written as `.07` or computed as `7/100`; floating point alone is one off."
+    off = 0
+    for n in range(513):
+        for pct in range(101):
+            assert count(n, pct/100)==count(n, float(f'{pct/100:.2f}'))==exact(n, pct), (n, pct)
+            off += math.ceil(n*(pct/100))!=exact(n, pct)
+        for k in range(0, 1001, 7): assert count(n, k/1000)==math.ceil(Fraction(k, 1000)*n)
+    assert off>50
+
+def test_counts_of_simple_fractions_and_of_computed_shares():
+    for n in range(1, 513):
+        for k in (2, 3, 6, 7, 9): assert count(n, 1/k)==math.ceil(Fraction(1, k)*n) and count(n, (k-1)/k)==math.ceil(Fraction(k-1, k)*n)
+        assert count(n, 1-.93)==exact(n, 7) and count(n, .1+.2)==exact(n, 30) and count(n, np.float32(.07).item())==exact(n, 7)
+        for k in (1, n//2, n): assert count(n, k/n)==k
+
+# pairs where floating point alone would keep one too many, or too few
+TRICKY = [(n, pct) for n in range(1, 513) for pct in range(1, 100) if math.ceil(n*(pct/100))!=exact(n, pct)]
+
+class Told(SelectiveTraining):
+    def __init__(self, n): super().__init__(); self.features = torch.randn(n, 2, generator=gen())
+
+KEPT = dict(BLF=lambda losses, s: len(select(losses, 0., s).idxs), HNM=lambda losses, s: len(hardest(losses, s).idxs), rank=lambda losses, s: len(rank_draw(losses, s, gen()).idxs),
+            importance=lambda losses, s: len(ImportanceSampling(s).draw(losses, s).idxs), CoreSet=lambda losses, s: len(CoreSet.cover(Told(len(losses)), losses, s).idxs),
+            TopLoss=lambda losses, s: top_loss(losses, s))
+
+def top_loss(losses, s):
+    p = losses.clone().requires_grad_()
+    TopLoss(lambda p, y, reduction='mean': p if reduction=='none' else p.mean(), s)(p, losses).backward()
+    return int((p.grad>0).sum())
+
+@pytest.mark.parametrize('name', KEPT)
+def test_every_rule_keeps_the_exact_count(name):
+    assert len(TRICKY)>50
+    for n,pct in TRICKY:
+        if n<=200 or name!='CoreSet': assert KEPT[name](torch.rand(n, generator=gen(n))+.01, pct/100)==exact(n, pct), (n, pct)
+
+@pytest.mark.parametrize('name', ['BLF','HNM','rank','importance','CoreSet','RHO'])
+def test_every_method_keeps_the_exact_count(name):
+    "In a fit: 7 of a batch of 100 at .07, where `ceil(100*.07)` is 8."
+    assert math.ceil(100*.07)==8
+    kw = dict(loss_perc=0.) if name=='BLF' else {}
+    make = PRESETS[name] if name!='RHO' else lambda **kw: RHOLoss(torch.zeros(100), **kw)
+    learn = fitted(1, dls=lambda: loaders(*blobs(n=100), bs=100), cbs=make(sample_perc=.07, **kw))
+    assert learn.selection.batches.n_kept.tolist()==[7]
+
+def test_settings_in_words():
+    assert in_words(.5)==.5 and in_words(SchedLin(1., .25))=='schedule from 1 to 0.25' and type(in_words(np.float64(.5))) is float

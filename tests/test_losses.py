@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from fastai.losses import (CrossEntropyLossFlat, BCEWithLogitsLossFlat, MSELossFlat, L1LossFlat, FocalLossFlat,
                            LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, DiceLoss)
 from fastai.torch_core import TensorImage, TensorCategory
-from blf_explore.engine.losses import per_sample_loss, TopLoss
+from blf_explore.engine.losses import check_reduction, per_sample_loss, Reduction, reduction_of, TopLoss
+from core_tools import says, WRAPS
 
 g = torch.Generator().manual_seed(0)
 def rnd(*s): return torch.randn(*s, generator=g)
@@ -134,3 +135,97 @@ def test_top_loss(top_perc):
     F.cross_entropy(q[keep], labels[keep]).backward()
     torch.testing.assert_close(p.grad, q.grad)
     assert int((p.grad.abs().sum(1)>0).sum())==math.ceil(n*top_perc) # the rest went forward and backward for nothing
+
+# ---- one row in, one loss out, whatever it comes in
+
+@pytest.mark.parametrize('of', ['output','target'])
+@pytest.mark.parametrize('name', WRAPS)
+def test_containers_of_every_kind(name, of):
+    "With a loss that has a `reduction` and one that has none: as the same numbers in tensors alone."
+    wrap,get = WRAPS[name]
+    def ce(p, y, **kw): return F.cross_entropy(get(p), y, **kw) if of=='output' else F.cross_entropy(p, get(y), **kw)
+    def has(p, y, reduction='mean'): return ce(p, y, reduction=reduction)
+    def squared(p, y): return ce(p, y)**2 # of a batch of one it is that sample's own
+    p,y = (wrap(logits), labels) if of=='output' else (logits, wrap(labels))
+    want = F.cross_entropy(logits, labels, reduction='none')
+    torch.testing.assert_close(per_sample_loss(has, p, y), want)
+    torch.testing.assert_close(per_sample_loss(ce, p, y), want)
+    torch.testing.assert_close(per_sample_loss(squared, p, y), want**2)
+
+def squeezes(p, y): return F.binary_cross_entropy_with_logits(p.squeeze(), y)
+def squeezes_sum(p, y): return F.binary_cross_entropy_with_logits(p.squeeze(), y, reduction='sum')
+def squeezes_branch(p, y): # nothing that vmap could trace
+    loss = F.mse_loss(p.squeeze(), y)
+    return loss if loss>1e9 else loss*2
+
+@pytest.mark.parametrize('lf,unit', [(squeezes, F.binary_cross_entropy_with_logits), (squeezes_sum, F.binary_cross_entropy_with_logits),
+                                     (squeezes_branch, lambda p, y, reduction: 2*F.mse_loss(p, y, reduction=reduction))])
+def test_a_loss_that_squeezes(lf, unit):
+    p,y = rnd(n, 1),cls(2, n).float()
+    torch.testing.assert_close(per_sample_loss(lf, p, y), unit(p[:,0], y, reduction='none'))
+
+def test_an_output_without_rows_is_refused():
+    says(lambda: per_sample_loss(lambda p, y: p['loss'], dict(loss=torch.tensor(1.)), labels), 'of type dict, holds no tensor with a row for each of the 7 samples')
+
+# ---- how a loss makes one number of its samples' losses: measured
+
+def rows_(k=12): return rnd(k, 3),cls(3, k)
+
+def scaled_sum(p, y): return 3*F.cross_entropy(p, y, reduction='sum')
+REDUCTIONS = dict(mean=(nn.CrossEntropyLoss(), 'mean'), flat=(CrossEntropyLossFlat(), 'mean'), function=(plain, 'mean'),
+                  sum=(nn.CrossEntropyLoss(reduction='sum'), 'sum'), scaled=(lambda p, y: .1*F.cross_entropy(p, y), 'mean'),
+                  smoothed=(functools.partial(F.cross_entropy, label_smoothing=.1), 'mean'))
+
+@pytest.mark.parametrize('name', REDUCTIONS)
+def test_mean_and_sum_are_measured(name):
+    "And what it makes of them is the batch's loss, of other batches too."
+    lf,kind = REDUCTIONS[name]
+    r = reduction_of(lf, *rows_())
+    assert r.kind==kind
+    for k in (1, 2, 5, 64):
+        p,y = rows_(k)
+        assert r.total(per_sample_loss(lf, p, y)).item()==pytest.approx(lf(p, y).item(), rel=1e-3)
+
+def test_batchmean_is_a_mean_times_a_factor():
+    "`KLDivLoss('batchmean')` divides by the samples, where a sample's loss is the mean over its classes."
+    lf,p,y = nn.KLDivLoss(reduction='batchmean'),rnd(12, 5).log_softmax(1),rnd(12, 5).softmax(1)
+    r = reduction_of(lf, p, y)
+    assert r.kind=='mean' and r.factor==pytest.approx(5, rel=1e-3)
+    assert r.total(per_sample_loss(lf, p, y)).item()==pytest.approx(lf(p, y).item(), rel=1e-3)
+
+def test_dice_of_each_image_is_a_sum():
+    "fastai's `DiceLoss` makes its quotient of each image and class, and adds them up."
+    lf,p,y = DiceLoss(),rnd(8, 3, 4, 4),cls(3, 8, 4, 4)
+    r = reduction_of(lf, p, y)
+    assert r.kind=='sum' and r.total(per_sample_loss(lf, p, y)).item()==pytest.approx(float(lf(p, y)), rel=1e-3)
+
+def test_a_sum_times_a_factor():
+    r = reduction_of(scaled_sum, *rows_())
+    p,y = rows_(9)
+    assert r.kind in ('mean','sum') and r.total(per_sample_loss(scaled_sum, p, y)).item()==pytest.approx(scaled_sum(p, y).item(), rel=1e-3)
+
+def root(p, y): return (F.mse_loss(p, y)+1e-9).sqrt()
+def off_diagonal(p, y): return (p@p.T).pow(2).mean() # every sample against every other
+def batch_dice(p, y):
+    p,y = p.sigmoid(),F.one_hot(y, p.shape[1])
+    return 1-2*(p*y).sum()/(p+y).sum()
+p_,y_ = rnd(12, 3),cls(3, 12)
+NEITHER = dict(ignored=(nn.CrossEntropyLoss(ignore_index=1), p_, y_), class_weights=(nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5.])), p_, y_),
+               flat_weights=(CrossEntropyLossFlat(weight=torch.tensor([1., 2., 5.])), p_, y_),
+               dice=(batch_dice, p_, y_), root=(root, rnd(12, 3), rnd(12, 3)), pairs=(off_diagonal, p_, y_))
+
+@pytest.mark.parametrize('name', NEITHER)
+def test_neither_mean_nor_sum_is_refused(name):
+    lf,p,y = NEITHER[name]
+    says(lambda: reduction_of(lf, p, y), 'loss_func=', 'neither the mean nor the sum', 'give a loss that is, or a method that does not weight')
+
+def test_most_labels_ignored():
+    "75% of them: the batch's loss is a mean over a quarter of the samples."
+    y = torch.where(torch.arange(12)%4==0, y_, -100)
+    says(lambda: reduction_of(nn.CrossEntropyLoss(), p_, y), 'neither the mean nor the sum')
+
+def test_a_later_batch_is_checked():
+    losses = per_sample_loss(plain, p_, y_)
+    for r,loss in (Reduction('mean', 1.), losses.mean()),(Reduction('sum', 2.), 2*losses.sum()): assert check_reduction(r, losses, loss, plain) is None
+    says(lambda: check_reduction(Reduction('mean', 1.), losses, losses.mean()*4, plain), 'did not before')
+    assert check_reduction(Reduction('mean', 1.), losses*float('nan'), losses.mean(), plain) is None # a divergence is told elsewhere

@@ -421,3 +421,38 @@ def test_a_loader_that_does_not_tell():
     learn = make_learner(dls=dls, model=lambda: Known(bn_net()), metrics=None, cbs=SelectiveBackprop()) # without, nobody asks
     learn.fit(2)
     assert learn.selection.epochs.n_kept[1]<70
+
+# ---- small batches: each sample by its own chance
+
+@pytest.mark.parametrize('bs', [1, 2, 5])
+def test_small_batches_keep_each_sample_by_its_own_chance(bs):
+    """At a learning rate of 0 the losses stay, and a history of one epoch holds each of them once: the sample of rank r of n is kept with
+    probability (r/n)^beta, in batches of any size. Counted over 60 epochs, against the binomial distribution."""
+    n,epochs,beta = 20,60,1.
+    train,_ = blobs(n)
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    losses = F.cross_entropy(net(train.ts[0]), train.ts[1], reduction='none').detach()
+    p = np.array([(losses<o).sum().item()/n for o in losses])**beta
+    learn = make_learner(dls=loaders(train, Rows(*[o[:1] for o in train.ts]), bs=bs, shuffle=False), model=net, metrics=None, opt_func=SGD,
+                         cbs=[SelectiveBackprop(beta, history=n, warmup=1, plain_every=0), Trained()])
+    learn.fit(epochs+1, 0.) # in the first epoch the history fills
+    number = {x.item(): i for i,x in enumerate(train.ts[0][:,0])}
+    steps = [number[o] for s in learn.trained.steps for o in s][n:]
+    hits = np.bincount(steps, minlength=n)
+    assert (abs(hits-epochs*p)<=sigmas*np.sqrt(epochs*p*(1-p))).all()
+    assert hits[losses.argmin()]==0 # no loss is lower: it is never kept
+    total,var = epochs*p.sum(),epochs*(p*(1-p)).sum()
+    assert abs(len(steps)-total)<=sigmas*var**.5 and abs(total/(epochs*n)-.5)<.03
+    assert learn.selection.batches.n_kept.sum()==n+len(steps)
+
+def test_a_batch_that_keeps_none():
+    "Takes no step, and is in the record with none kept; without a queue one is always kept."
+    class Never(SelectiveBackprop):
+        def draw(self, scores, beta, **_): return independent_draw(scores, torch.zeros(len(scores)), self.gen, least=0 if self.queue else 1)
+    for queue in (True, False):
+        learn = make_learner(cbs=[Never(warmup=0, queue=queue), Trained()], model=lambda: nn.Linear(6, 3))
+        before = state(learn)
+        learn.fit(2)
+        assert learn.selection.batches.n_kept.tolist()==[0 if queue else 1]*12 and len(learn.trained.steps)==(0 if queue else 12)
+        if queue: assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
