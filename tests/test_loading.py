@@ -81,7 +81,8 @@ class DrawsMore(Callback):
         if self.training: self.dls.train.one_batch()
 
 @quiet
-@pytest.mark.parametrize('name,loader,draws', [(n, o, (0, 56)[i%2]) for n in ASKS for i,o in enumerate(LOADERS)]+[(n, 'plain', None) for n in ASKS])
+@pytest.mark.parametrize('name,loader,draws', [(list(ASKS)[i%3], o, (0, 56)[i%2]) for i,o in enumerate(LOADERS)] +
+                         [('queue', o, 0) for o in LOADERS] + [(n, 'plain', None) for n in ASKS])
 def test_each_sample_by_its_number(name, loader, draws):
     learn = numbered_learner(ASKS[name](), LOADERS[loader], [] if draws is None else [DrawsMore(draws)])
     learn.fit(2, 1e-2)

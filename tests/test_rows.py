@@ -160,8 +160,7 @@ def test_join_of_every_container(name):
     (both,) = join([(wrap(a),), (wrap(b),)], [5, 3])
     assert type(both) is type(wrap(a)) and torch.equal(get(both), torch.cat([a, b]))
 
-@pytest.mark.parametrize('queue', [False, True])
-@pytest.mark.parametrize('of', ['x','y'])
+@pytest.mark.parametrize('of,queue', [('x', True), ('y', False)])
 @pytest.mark.parametrize('name', WRAPS)
 def test_wrapped_batches_train_as_plain_ones(name, of, queue):
     "Bit for bit as the same samples in tensors alone."

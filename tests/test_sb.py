@@ -424,11 +424,11 @@ def test_a_loader_that_does_not_tell():
 
 # ---- small batches: each sample by its own chance
 
-@pytest.mark.parametrize('bs', [1, 2, 5])
+@pytest.mark.parametrize('bs', [1, 3])
 def test_small_batches_keep_each_sample_by_its_own_chance(bs):
     """At a learning rate of 0 the losses stay, and a history of one epoch holds each of them once: the sample of rank r of n is kept with
-    probability (r/n)^beta, in batches of any size. Counted over 60 epochs, against the binomial distribution."""
-    n,epochs,beta = 20,60,1.
+    probability (r/n)^beta, in batches of any size. Counted over 40 epochs, against the binomial distribution."""
+    n,epochs,beta = 16,40,1.
     train,_ = blobs(n)
     torch.manual_seed(0)
     net = nn.Linear(6, 3)
@@ -443,7 +443,7 @@ def test_small_batches_keep_each_sample_by_its_own_chance(bs):
     assert (abs(hits-epochs*p)<=sigmas*np.sqrt(epochs*p*(1-p))).all()
     assert hits[losses.argmin()]==0 # no loss is lower: it is never kept
     total,var = epochs*p.sum(),epochs*(p*(1-p)).sum()
-    assert abs(len(steps)-total)<=sigmas*var**.5 and abs(total/(epochs*n)-.5)<.03
+    assert abs(len(steps)-total)<=sigmas*var**.5 and abs(total/(epochs*n)-.5)<.04
     assert learn.selection.batches.n_kept.sum()==n+len(steps)
 
 def test_a_batch_that_keeps_none():

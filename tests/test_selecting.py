@@ -29,11 +29,10 @@ WEIGHTED = dict(importance=lambda: ImportanceSampling(.5, tau_th=0., plain_every
 LOSSES = dict(mean=nn.CrossEntropyLoss(), sum=nn.CrossEntropyLoss(reduction='sum'),
               times_three=times_three, scaled_sum=scaled_sum)
 
-@pytest.mark.parametrize('loss', LOSSES)
-@pytest.mark.parametrize('name', WEIGHTED)
+@pytest.mark.parametrize('name,loss', [(n, l) for n in WEIGHTED for l in LOSSES if n=='importance' or l in ('mean','sum')])
 def test_the_mean_gradient_is_the_plain_one(name, loss):
-    "At a learning rate of 0, over 250 draws from one batch of 12, within the standard error of those draws; the reported loss likewise."
-    g,loss,n = gen(5),LOSSES[loss],250
+    "At a learning rate of 0, over 150 draws from one batch of 12, within the standard error of those draws; the reported loss likewise."
+    g,loss,n = gen(5),LOSSES[loss],150
     ds = Rows(torch.randn(12, 6, generator=g), torch.randint(0, 3, (12,), generator=g))
     torch.manual_seed(0)
     net,many = nn.Linear(6, 3),Rows(ds.ts[0].repeat(n, 1), ds.ts[1].repeat(n))
@@ -44,7 +43,7 @@ def test_the_mean_gradient_is_the_plain_one(name, loss):
     want = torch.autograd.grad(plain, net.weight)[0].flatten().double()
     se = seen.std(0)/len(seen)**.5
     assert (seen.mean(0)-want).abs().le(sigmas*se+1e-6).all()
-    assert se.norm()<.15*want.norm() # the draws are many enough to tell
+    assert se.norm()<.2*want.norm() # the draws are many enough to tell
     assert len(seen)==n and max(learn.gradients.n[-n:])<=12 and min(learn.gradients.n[-n:])<12
     losses = torch.tensor(learn.gradients.losses[-n:]).double()
     assert abs(losses.mean()-plain.item())<=sigmas*losses.std()/len(losses)**.5+1e-6

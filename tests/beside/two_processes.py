@@ -8,7 +8,7 @@ class OfRank:
     "Keeps another share of each batch, and on each process another one."
     def __init__(self, rank, weights=False): self.n,self.weights = 3*rank,weights
     def __call__(self, scores):
-        from blf_explore.engine.filtering import Selection
+        from blf_explore.all import Selection
         self.n += 1
         k = max(1, round(len(scores)*(.1, .5, 1., .7, .3, .9, .2)[self.n%7]))
         i = scores.argsort(descending=True, stable=True)[:k]
@@ -40,7 +40,7 @@ def main(folder, rank):
     import torch, torch.distributed as dist
     from fastai.callback.training import GradientAccumulation
     from fastai.distributed import DistributedDL
-    from blf_explore.engine.filtering import Selection, SelectiveTraining
+    from blf_explore.all import Selection, SelectiveTraining
     from core_tools import Callback, PRESETS, bare, learner, net
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
