@@ -1,8 +1,11 @@
 import pytest, torch
 
+@pytest.hookimpl(tryfirst=True) # xdist reads its groups off the marks
 def pytest_collection_modifyitems(items):
-    "The lessons first: of two processes one runs them, which takes as long as all the rest, and the other one the rest."
-    items.sort(key=lambda o: 'test_notebooks.py' not in o.nodeid)
+    "The lessons first, each for whichever process is free; of the other tests a file at a time, for its tests share what they set up."
+    for o in items:
+        if not o.get_closest_marker('lesson'): o.add_marker(pytest.mark.xdist_group(o.nodeid.split('::')[0]))
+    items.sort(key=lambda o: o.get_closest_marker('lesson') is None)
 
 @pytest.fixture
 def double_precision():

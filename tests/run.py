@@ -55,9 +55,9 @@ def main():
     if args[:1]==['fast']: args[:1] = ['-m', 'not (lesson or browser or slow)']
     else: ensure_chromium(py)
     say('testing')
-    # two processes, a file of tests each at a time; threads of both on the same cores would wait for each other
+    # two processes, a lesson or a file of tests each at a time; threads of both on the same cores would wait for each other
     env = {'OMP_NUM_THREADS': '1'} | os.environ | {'PATH': f'{py.parent}{os.pathsep}{os.environ["PATH"]}', 'VIRTUAL_ENV': str(py.parent.parent)}
-    cmd = [py, '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder', *args]
+    cmd = [py, '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadgroup', '--no-loadscope-reorder', *args]
     sys.exit(subprocess.run(cmd, cwd=root, env=env).returncode)
 
 if __name__=='__main__': main()
