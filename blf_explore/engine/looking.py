@@ -88,9 +88,9 @@ class Look:
     def refresh(self):
         "Look anew at what may change from epoch to epoch: modules, the loss, other callbacks."
         model,cbs = self.learn.model,[o for o in self.learn.cbs.sorted('order') if o is not self.skip]
-        self.is_distributed = isinstance(model, DistributedDataParallel)
-        self.model = model.module if self.is_distributed else model
-        self.world = torch.distributed.get_world_size() if self.is_distributed else 1
+        distributed = isinstance(model, DistributedDataParallel)
+        self.model = model.module if distributed else model
+        self.world = torch.distributed.get_world_size() if distributed else 1
         self.modules = list(self.model.modules())
         self.in_eval = dict(eval=self.modules, calm=[o for o in self.modules if is_known(o)], train=[]) # which modules a mode puts into eval mode
         self.device = next(self.model.parameters()).device
@@ -113,7 +113,7 @@ class Look:
         "What may keep something from one forward to the next."
         loss = [self.loss_func, getattr(self.loss_func, 'func', None)]
         loss = [m for o in loss for m in (o.modules() if isinstance(o, nn.Module) else [o]) if hasattr(m, '__dict__')]
-        self.loss_state = [o for o in loss if not is_known(o) and not isinstance(o, type(is_known))]
+        self.loss_state = [o for o in loss if not is_known(o) and not isinstance(o, FunctionType)]
         self.hooks = [h for o in cbs for h in L(getattr(o, 'hooks', None)) if hasattr(h, 'stored')]
         self.state = [o for o in self.modules if not keeps_nothing(o)] + self.loss_state + self.hooks
         self.note_movers(self.found.movers)
@@ -133,12 +133,13 @@ class Look:
         "Room for forwards that leave no trace."
         state = [*self.modules, *self.loss_state, *self.hooks] if thorough else self.state
         around = [*self.earlier, *self.later, *self.after_pred]
-        if mode=='eval' and not (state or around or grad): # nothing to hold on to: the usual scoring forward
-            with rng_untouched(self.device, python), eval_mode(self.modules), torch.no_grad(): yield
-            return torch.clear_autocast_cache()
         try:
-            with (rng_untouched(self.device, python), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]), vars_untouched(self.learn) if around else nullcontext(),
-                  NoDropout() if mode=='calm' else nullcontext(), torch.enable_grad() if grad else torch.no_grad()): yield
+            if mode=='eval' and not (state or around or grad): # nothing to hold on to: the usual scoring forward
+                with rng_untouched(self.device, python), eval_mode(self.modules), torch.no_grad(): yield
+                return
+            with (rng_untouched(self.device, python), eval_mode(self.in_eval[mode]), state_untouched([*state, *around]),
+                  vars_untouched(self.learn) if around else nullcontext(), NoDropout() if mode=='calm' else nullcontext(),
+                  torch.enable_grad() if grad else torch.no_grad()): yield
         finally: torch.clear_autocast_cache() # older PyTorch would train on the weights' casts made here, which have no gradient
 
     def prepare(self,
@@ -148,7 +149,7 @@ class Look:
         "A batch of one's own as the callbacks that come before the selection would leave it."
         xb,yb = tensor_map(lambda o: o.as_subclass(Tensor), (xb, yb)) # as fastai's CastToTensor does
         if not self.earlier: return xb,yb
-        with self.aside(): 
+        with self.aside():
             self.learn.xb,self.learn.yb = xb,yb
             for o in self.earlier: o('before_batch')
             return self.learn.xb,self.learn.yb
