@@ -1,6 +1,8 @@
 """Modules:
 
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
+- `blf_explore.budget`: Train until so many seconds are spent, with a schedule that ends just then, on a clock that no neighbour disturbs
+- `blf_explore.compare`: Every method and plain training, within the same budget, each with its own schedule; and how much sooner one reaches what the other reaches
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
 - `blf_explore.engine.filtering`: The callback that scores a batch, selects from it, lets fastai train on what was selected, and writes down what happened

@@ -11,6 +11,8 @@ from blf_explore.engine.traces import (buffers_untouched, eval_mode, grads_untou
 from blf_explore.engine.fitting import Last
 from blf_explore.engine.filtering import *
 from blf_explore.gradients import *
+from blf_explore.budget import *
+from blf_explore.compare import *
 from blf_explore.page.plots import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *

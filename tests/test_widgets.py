@@ -327,7 +327,8 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
     from fastai.vision.all import Learner, accuracy, set_seed
     from blf_explore.engine.data import get_dls, get_model
-    from blf_explore.page.widgets import LiveDashboard, half_losses, dashboard_methods as methods
+    from blf_explore.page.widgets import LiveDashboard, dashboard_methods as methods
+    from blf_explore.rho import half_losses
     few = dict(sample_perc=.25)
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few,
                 'SB-rank': few, 'HNM': few, 'RHO-LOSS': few}
@@ -359,7 +360,7 @@ def test_no_holdout_model_has_seen_what_it_is_asked_about():
     from fastai.vision.all import Learner, set_seed
     from blf_explore.engine.data import get_dls, get_model
     from blf_explore.rho import holdout_losses
-    from blf_explore.page.widgets import half_losses
+    from blf_explore.rho import half_losses
     dls = get_dls(label_noise=1.)
     held = half_losses(dls, 3, epochs=12)
     assert held.shape==(len(dls.train_ds),) and torch.equal(held, half_losses(dls, 3, epochs=12))

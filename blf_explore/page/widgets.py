@@ -16,7 +16,7 @@ import PyTorch: that happens in the background, once there is a dashboard to loo
 
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'check_settings',
-           'changed_settings', 'half_losses', 'LiveDashboard', 'plotly_js', 'from_query']
+           'changed_settings', 'LiveDashboard', 'plotly_js', 'from_query']
 
 # %% ../../nbs/page/02_widgets.ipynb #bfbfab3d
 import base64, importlib, io, json, math, random, threading, time
@@ -307,29 +307,9 @@ class Lane:
             self.changed()
 
 # %% ../../nbs/page/02_widgets.ipynb #7a1c3e51
-def half_losses(
-    dls, # `DataLoaders`, N samples in `dls.train`
-    seed:int, # Of the halves, the weights and the shuffling
-    stopped=lambda: False, # Asked before each batch; True ends the training, and the losses are then good for nothing
-    epochs:int=4, # For each of the two
-    lr:float=.01 # Highest learning rate of the one-cycle schedule
-): # A tensor: one loss per training sample, shape (N,)
-    "Holdout losses without other data: of two convnets, each trained on one half of the training set, the losses on the other half."
-    from fastai.vision.all import Learner, Callback, DataLoaders, CancelFitException, CancelValidException, set_seed, torch
-    data,traces,rho = map(_lib, ('engine.data','engine.traces','rho'))
-    def raises(e): raise e
-    hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
-    with _one_trains, traces.rng_untouched(dls.device):
-        set_seed(seed)
-        idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
-        half = len(idxs)//2
-        for mine,others in [(idxs[:half],idxs[half:]), (idxs[half:],idxs[:half])]:
-            dl = dls.train.new(bs=min(dls.train.bs, len(mine)))
-            dl.n,dl.get_idxs = len(mine),lambda mine=mine: random.sample(mine, len(mine))
-            learn = Learner(DataLoaders(dl, dls.valid, device=dls.device), data.get_model('convnet', dls), cbs=hook)
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-            if not stopped(): res[others] = rho.holdout_losses(learn.model, dls)[others]
-    return res
+def _half_losses(dls, seed, stopped):
+    "RHO-LOSS's holdout losses, while no other lane trains."
+    with _one_trains: return _lib('rho').half_losses(dls, seed, stopped)
 
 # %% ../../nbs/page/02_widgets.ipynb #e70de0ef
 _building = threading.Lock() # one session loads at a time; one that was stopped meanwhile gives way at the next step
@@ -380,7 +360,7 @@ class Session:
         if 'RHO-LOSS' in [s[o] for o in sides] and 'holdout' not in self.data:
             yield 'Training two holdout models for RHO-LOSS'
             t0 = time.perf_counter()
-            losses = half_losses(dls, s['seed'], lambda: self.stopped)
+            losses = _half_losses(dls, s['seed'], lambda: self.stopped)
             if self.stopped: return
             self.data['holdout'] = losses,time.perf_counter()-t0
         for i,side in enumerate(sides):
