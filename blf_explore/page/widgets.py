@@ -47,7 +47,7 @@ def knobs(
     return {_sides[side]+k.name: k for k in m.knobs} if m else {}
 
 # %% ../../nbs/page/02_widgets.ipynb #7debe4ed
-dashboard_data = dict(digits='Digits 8×8', fashion_mnist='Fashion-MNIST', cifar10='CIFAR-10', imagenette='Imagenette',
+dashboard_data = dict(fashion_small='Fashion, 12,000', digits='Digits 8×8', fashion_mnist='Fashion-MNIST', cifar10='CIFAR-10', imagenette='Imagenette',
                       imagewoof='ImageWoof', folder='a folder of images')
 dashboard_networks = dict(convnet='convnet', resnet='resnet', mlp='MLP')
 dashboard_defaults = dict(
@@ -62,10 +62,12 @@ dashboard_defaults = dict(
     pace=0.,           # at most so many batches a second; 0: full speed
     path=None,         # folder that holds the data set, or the images for name='folder'
     label_noise=0.,    # share of the training labels to flip, in [0, 1]
+    redundancy=0.,     # share of the training set that repeats other images of it, in [0, 1)
     **{pre+k: None for pre in _sides.values() for k in _knob_names}) # where the sliders begin; None: at the method's default
 
+_shipped = 'digits','fashion_small' # neither downloaded nor looked for in a folder
 _live = {'pace', *(pre+k for pre in _sides.values() for k in _knob_names)} # may change while training
-_ranges = dict(label_noise=(float,0,1), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1), lr=(float,1e-8,100),
+_ranges = dict(label_noise=(float,0,1), redundancy=(float,0,.999), epochs=(int,1,1000), bs=(int,1,65536), seed=(int,0,2**32-1), lr=(float,1e-8,100),
                pace=(float,0,1000))
 
 def _in_range(k, v, typ, lo, hi):
@@ -99,7 +101,7 @@ def check_settings(
     s['path'] = str(s['path']) if s['path'] else None
     if s['path'] and not Path(s['path']).is_dir():
         raise FileNotFoundError(f"path={s['path']!r} is not a folder: give one that holds the data set, or none")
-    if s['name']=='digits' and s['path']: s['name'] = 'folder' # digits come with scikit-learn: what has a path is a folder of images
+    if s['name'] in _shipped and s['path']: s['name'] = 'folder' # these are there already: what has a path is a folder of images
     if s['name']=='folder' and not s['path']:
         raise ValueError("path=None is not accepted for name='folder': give a folder of images")
     return s
@@ -368,10 +370,10 @@ class Session:
         from fastai.callback.core import CancelFitException
         get_dls = _lib('engine.data').get_dls
         yield f"Loading {dashboard_data[s['name']]}"
-        key = s['name'],s['path'],s['bs'],s['label_noise'],s['seed']
+        key = {k: s[k] for k in ('name','path','bs','label_noise','redundancy','seed')}
         if self.data.get('key')!=key:
             self.data.clear() # before the next is loaded: both may not fit
-            self.data['dls'] = get_dls(s['name'], bs=s['bs'], path=s['path'], label_noise=s['label_noise'], seed=s['seed'])
+            self.data['dls'] = get_dls(**key)
             self.data['key'] = key
         dls = self.data['dls']
         self.turns = Turns(CancelFitException, self.changed)
