@@ -4,7 +4,7 @@
 batch in turn, the plain run or another method. Every method has its own sliders, and they hold from the very next batch:
 
 ```python
-LiveDashboard()                                     # BatchLossFilter beside plain training, on the digits
+LiveDashboard()                                     # BatchLossFilter beside plain training, where it pays
 LiveDashboard(name='fashion_mnist', network='resnet', loss_perc=.5)
 LiveDashboard(method='SB', beta=2, other='BLF', other_loss_perc=.5) # a race of two
 ```
@@ -51,11 +51,11 @@ dashboard_data = dict(fashion_small='Fashion, 12,000', digits='Digits 8×8', fas
                       imagewoof='ImageWoof', folder='a folder of images')
 dashboard_networks = dict(convnet='convnet', resnet='resnet', mlp='MLP')
 dashboard_defaults = dict(
-    name='digits',     # data set: one of `dashboard_data`
+    name='fashion_small', # data set: one of `dashboard_data`
     network='convnet', # one of `dashboard_networks`
-    epochs=30,         # of a run
+    epochs=8,          # of a run
     lr=.01,            # highest learning rate of the one-cycle schedule
-    bs=64,             # batch size
+    bs=128,            # batch size
     seed=42,           # of the split, the weights and the shuffling, the same for both runs
     method='BLF',      # one of `dashboard_methods`
     other='plain',     # what trains beside it: one of `dashboard_methods`, or 'none'
@@ -64,8 +64,8 @@ dashboard_defaults = dict(
     label_noise=0.,    # share of the training labels to flip, in [0, 1]
     redundancy=0.,     # share of the training set that repeats other images of it, in [0, 1)
     **{pre+k: None for pre in _sides.values() for k in _knob_names}) # where the sliders begin; None: at the method's default
-_differ = {'where it pays': {}, 'where it does not': dict(redundancy=.9)} # in what the page's set-ups differ from these
-dashboard_presets = {k: {n: v for n,v in (dashboard_defaults | o).items() if n not in ('pace','seed')} for k,o in _differ.items()}
+dashboard_presets = {'where it pays': {}, 'where it does not': dict(label_noise=.4)} # the page's set-ups: how they differ from these
+dashboard_presets = {k: {n: v for n,v in (dashboard_defaults | o).items() if n not in ('pace','seed')} for k,o in dashboard_presets.items()}
 
 _shipped = 'digits','fashion_small' # neither downloaded nor looked for in a folder
 _live = {'pace', *(pre+k for pre in _sides.values() for k in _knob_names)} # may change while training
