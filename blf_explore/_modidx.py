@@ -1042,6 +1042,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets._lib': ('page/widgets.html#_lib', 'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets._loss': ('page/widgets.html#_loss', 'blf_explore/page/widgets.py'),
+                                          'blf_explore.page.widgets._setup': ('page/widgets.html#_setup', 'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.changed_settings': ( 'page/widgets.html#changed_settings',
                                                                                          'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.check_settings': ( 'page/widgets.html#check_settings',

@@ -64,8 +64,9 @@ dashboard_defaults = dict(
     label_noise=0.,    # share of the training labels to flip, in [0, 1]
     redundancy=0.,     # share of the training set that repeats other images of it, in [0, 1)
     **{pre+k: None for pre in _sides.values() for k in _knob_names}) # where the sliders begin; None: at the method's default
-dashboard_presets = {'where it pays': {}, 'where it does not': dict(label_noise=.4)} # the page's set-ups: how they differ from these
-dashboard_presets = {k: {n: v for n,v in (dashboard_defaults | o).items() if n not in ('pace','seed')} for k,o in dashboard_presets.items()}
+
+def _setup(**differ): return {k: v for k,v in (dashboard_defaults | differ).items() if k not in ('pace','seed')}
+dashboard_presets = {'where it pays': _setup(), 'where it does not': _setup(label_noise=.4)} # of BatchLossFilter, each a click on the page
 
 _shipped = 'digits','fashion_small' # neither downloaded nor looked for in a folder
 _live = {'pace', *(pre+k for pre in _sides.values() for k in _knob_names)} # may change while training
