@@ -63,7 +63,7 @@ async function render({model, el: host}) {
   const showPath = name => { setup.querySelector('[data-for=path]').style.display = model.get('choices').shipped.includes(name) ? 'none' : '' }
   const presets = el('div', {class: 'presets', role: 'group', 'aria-label': 'set-ups'})
   for (const name of model.get('choices').presets) presets.append(
-    el('button', {'data-preset': name, title: 'Stop, and begin again with this set-up', onclick: () => send('preset', {name})}, name))
+    el('button', {'data-preset': name, title: 'Stop, and begin again with this set-up', onclick: () => send('preset', {settings: {name}})}, name))
   const setup = el('div', {class: 'setup'}, presets)
   const field = (k, label, kind) => {
     const f = kind === 'select' ? el('select') : el('input', {type: kind, autocomplete: 'off'})

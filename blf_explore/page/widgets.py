@@ -647,8 +647,7 @@ class LiveDashboard(anywidget.AnyWidget):
                 self._views.discard(view)
                 if not self._views: self.pause()
             elif kind=='plotly': self.send(dict(type='plotly', view=view), buffers=[plotly_js()])
-            elif kind=='set': self.set(**msg['settings'])
-            elif kind=='preset': self.preset(msg['name'])
+            elif kind in ('set','preset'): getattr(self, kind)(**msg['settings'])
             elif kind=='by' and msg['by'] in ('epoch','seconds','samples'): self._by = msg['by']
             elif kind in ('run','pause','step','step_epoch','reset'): getattr(self, kind)()
         except Exception as e: # bad input: the sentence goes to the page, and what was set before stays
