@@ -2,6 +2,7 @@
 
     python benchmarks/default_setup.py                                 # the page's two set-ups
     python benchmarks/default_setup.py 'bs=256' 'bs=256&redundancy=.9' # others: what follows '?' in the page's address
+    python benchmarks/default_setup.py --step .41 .79                  # on a busy machine: a thread's own seconds of one step
 
 Per seed: how long the page takes from Run to done, BLF's training time (scoring, selecting, training) over plain training's, both
 accuracies and the share of samples that BLF trained on, in all and in each epoch. Times are, in each epoch, the median batch times the
@@ -30,6 +31,33 @@ def run(settings):
                     kept=100*e.n_kept.sum()/e.n_seen.sum()), e.kept_pct.round().astype(int).tolist()
     finally: dash.close()
 
+def step_costs(kept, rounds=40):
+    "{share kept: a look at the batch and a step on that share, over the plain step}: a thread's own time, which other programs hardly change."
+    import torch, torch.nn.functional as F
+    from blf_explore.engine.data import get_dls, get_model
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dls = get_dls('fashion_small', bs=128)
+    model = get_model('convnet', dls)
+    opt,(x,y) = torch.optim.Adam(model.parameters()),dls.one_batch()
+    def step(share):
+        n = round(share*len(y))
+        F.cross_entropy(model(x[:n]), y[:n]).backward()
+        opt.step()
+        opt.zero_grad()
+    @torch.no_grad()
+    def look(_):
+        model.eval()
+        F.cross_entropy(model(x), y, reduction='none')
+        model.train()
+    def timed(f, share):
+        t = time.thread_time()
+        f(share)
+        return time.thread_time()-t
+    for _ in range(3): step(1.), look(1.)
+    t = np.median([[timed(look, 1.), *(timed(step, o) for o in (1., *kept))] for _ in range(rounds)], axis=0)
+    return {k: (t[0]+o)/t[1] for k,o in zip(kept, t[2:])}
+
 def row(name, seed, o, by_epoch=''):
     return (f"| {name} | {seed} | {o['wall']:.0f} | {o['ratio']:.2f} | {o['sums']:.2f} | {o['blf_s']:.1f} | {o['plain_s']:.1f} | "
             f"{o['blf']:.2f} | {o['plain']:.2f} | {o['kept']:.0f} | {by_epoch} |")
@@ -38,7 +66,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('setups', nargs='*', help="settings that differ from the page's, as in its address; none: the page's two set-ups")
     p.add_argument('--seeds', type=int, nargs='+', default=[42, 1, 2])
+    p.add_argument('--step', type=float, nargs='+', metavar='KEPT', help='only what a step costs at these shares kept')
     args = p.parse_args()
+    if args.step: return print('; '.join(f'{k:.0%} kept: {r:.2f} of a plain step' for k,r in step_costs(args.step).items()))
     setups = {o: from_query(o) for o in args.setups} or dashboard_presets
     cols = 'set-up','seed','both runs, s','BLF / plain, time','of plain sums','BLF, s','plain, s','BLF, %','plain, %','kept, %','in each epoch'
     print(f"| {' | '.join(cols)} |\n{'|---'*len(cols)}|", flush=True)
