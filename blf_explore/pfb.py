@@ -189,7 +189,6 @@ class PartialForwardBlocking(SelectiveTraining):
         c = self._centres(x)
         self.memory['centres'] = dict(vars(c if first else c.updated(x, self.n_centres)))
 
-# %% ../nbs/lessons/11_pfb.ipynb #cf9635b8
 @patch
 def before_batch(self:PartialForwardBlocking):
     self._todo,self._kept = False,None
