@@ -1,8 +1,6 @@
 "The package's rules beside independent ones: the same samples, or the same chances."
-import math
 import numpy as np
 import pytest, torch
-import torch.nn.functional as F
 from torch import nn
 from blf_explore.all import (grad_norm_bound, hardest, ImportanceSampling, infobatch_keep, keep_probability, rank_draw, RHOLoss, select, tau, tau_threshold,
                              TauSwitch, When)
