@@ -8,9 +8,11 @@ row *plain* tells what that alone costs, `x plain` takes it out. tsai's filter r
 - s / epoch: wall-clock of the training part of an epoch, loading included; CPU s: what the process used of all cores meanwhile,
   which a neighbour on the machine changes less.
 - MB: highest memory while training less that before it: the process's resident memory on a CPU (Linux alone), the allocator's on a GPU.
+- ours / peer: of the same seed, from the second epoch on; the first has the trial of the learner before its first batch, and PyTorch's warming up.
 - to plain's: training seconds until the end of the first epoch at which the run is as accurate as fastai's plain training of that seed ends."""
 import argparse, multiprocessing, os, random, sys, time, warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from copy import deepcopy
 from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning) # of tsai's imports
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
@@ -207,6 +209,38 @@ def in_child(*job):
     if isinstance(res, str): raise RuntimeError(f'{job[1:]}: {res}')
     return res
 
+def alternating(args, n=100, warmup=8):
+    """Both sides of a method train on every batch in turn, in one process: {method: (ours, peer)}, CPU milliseconds of each batch. A neighbour
+    meets both alike. Methods whose step is a batch: no queue, no sampler, no numbers of samples. At a learning rate of 0, as `overhead.py` does."""
+    from overhead import batches, training
+    torch.set_num_threads(args.threads)
+    dls = get_dls(args.name, bs=args.bs, path=args.path)
+    set_seed(0)
+    model,span = get_model('convnet', dls),dict(start=0., end=1., plain_every=0)
+    cbs = {'plain': [], 'OHEM .25': [ours['OHEM .25']()], 'importance 1/3': [ImportanceSampling(1/3, tau_th=0, **quiet)], 'PFB .6': [PartialForwardBlocking(.6, **span)]}
+    fs = {}
+    with ExitStack() as stack:
+        for k,cb in cbs.items():
+            learn,loop = Learner(dls, deepcopy(model), cbs=cb),Loop(deepcopy(model), dls, 1, 0., 0, None)
+            stack.enter_context(training(learn))
+            loop.opt.set_hypers(lr=0.)
+            loop.done,loop.tau.is_on = .5,lambda *_: True
+            loop.model.train()
+            fs |= {(k, 'ours'): lambda i, x, y, learn=learn: learn.one_batch(i, (x, y)), (k, 'peer'): lambda i, x, y, l=loop, f=peers[k]: f(l, x, y, None)}
+        res = {k: [] for k in fs}
+        for i,(x,y) in zip(range(n+warmup), batches(dls.train)):
+            for k in random.sample(list(fs), len(fs)):
+                t = now()
+                fs[k](i, x, y)
+                if i>=warmup: res[k].append(1e3*(now()-t)[1])
+    return {k: tuple(np.array(res[k, s]) for s in ('ours','peer')) for k in cbs}
+
+def show_alternating(res):
+    print('| method | ours, CPU ms / batch | peer | ours / peer, median (quartiles) |\n|---|---|---|---|')
+    for k,(a,b) in res.items():
+        lo,mid,hi = np.percentile(a/b, (25,50,75))
+        print(f"| {k} | {np.median(a):.2f} | {np.median(b):.2f} | {mid:.2f} ({lo:.2f} to {hi:.2f}) |")
+
 def to_target(r, target):
     "Training seconds until an epoch ends at `target` or above; NaN: never."
     return next((float(np.cumsum(r['wall'])[i]) for i,a in enumerate(r['accs']) if a>=target), math.nan)
@@ -219,7 +253,7 @@ def reached(rs, targets):
 def med(o): return f'{np.median(o):.2f} ({min(o):.2f} to {max(o):.2f})'
 
 def table(res, names):
-    base = {s: [sum(r['wall']) for r in res['plain', s]] for s in ('ours','peer')}
+    base = {s: [sum(r['wall'][1:]) for r in res['plain', s]] for s in ('ours','peer')}
     targets = [r['accs'][-1] for r in res['plain','ours']]
     print('| method | | s / epoch | CPU s / epoch | MB | samples trained on | accuracy, % | to plain’s | ours / peer, wall | ours / peer, CPU | x plain |')
     print('|---|---|---|---|---|---|---|---|---|---|---|')
@@ -227,12 +261,12 @@ def table(res, names):
         for s in ('ours','peer'):
             if (k, s) not in res: continue
             rs,both = res[k, s],(k, 'peer') in res and s=='ours'
-            def ratio(what): return med([sum(a[what])/sum(b[what]) for a,b in zip(rs, res[k, 'peer'])]) if both else ''
+            def ratio(what): return med([sum(a[what][1:])/sum(b[what][1:]) for a,b in zip(rs, res[k, 'peer'])]) if both else ''
             own = 'peer' if s=='peer' and not k.startswith('BLF') else 'ours' # tsai's learner is fastai's
             print(f"| {k if s=='ours' else ''} | {'ours' if s=='ours' else 'tsai' if k.startswith('BLF') else 'peer'} | {np.median([np.median(r['wall']) for r in rs]):.2f} | "
                   f"{np.median([np.median(r['cpu']) for r in rs]):.2f} | {np.median([r['mb'] for r in rs]):.0f} | {np.median([r['n'] for r in rs]):.0%} | "
                   f"{100*np.median([r['accs'][-1] for r in rs]):.2f} | {reached(rs, targets)} | {ratio('wall')} | {ratio('cpu')} | "
-                  f"{np.median([sum(r['wall'])/b for r,b in zip(rs, base[own])]):.2f} |")
+                  f"{np.median([sum(r['wall'][1:])/b for r,b in zip(rs, base[own])]):.2f} |")
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -242,6 +276,7 @@ def main():
     p.add_argument('--seeds', type=int, help='runs of each')
     p.add_argument('--lr', type=float, default=1e-2, help="highest learning rate of the one-cycle schedule")
     p.add_argument('--threads', type=int, default=1, help="torch's threads on a CPU")
+    p.add_argument('--batches', action='store_true', help='instead of whole runs: both sides on the same batches in turn, CPU time of each')
     p.add_argument('--only', nargs='*', default=list(ours), help='some of: '+', '.join(ours))
     args = p.parse_args()
     args.name,args.bs,args.path = ('digits',64,None) if args.quick else ('fashion_mnist',128,args.data)
@@ -252,6 +287,7 @@ def main():
     device = 'CUDA' if torch.cuda.is_available() else f'CPU, {args.threads} thread{"s"*(args.threads>1)}'
     print(f"{args.name}, batch {args.bs}, convnet, {args.epochs} epochs, lr {args.lr}, {args.seeds} seeds, on {device}; "
           f"{', '.join(f'{k} {v}' for k,v in versions(('blf_explore','torch','fastai','tsai')).items())}\n", flush=True)
+    if args.batches: return show_alternating(alternating(args, 100 if args.quick else 30))
     res = {}
     for seed in range(args.seeds):
         for k,s in random.Random(seed).sample(jobs, len(jobs)):

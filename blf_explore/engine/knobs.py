@@ -192,7 +192,7 @@ methods = {
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
         (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
          Knob('delta', 0., 1., .005, .875, 'share of training that prunes')), 'last training loss'),
-    'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#99BB66',
+    'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#551100',
         'Keeps the samples that are rare by the features of the first layers. The deep layers see no other.',
         (replace(_share, default=.6),), 'rarity of the shallow features'),
     'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '#000000', '')}
