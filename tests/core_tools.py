@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, fastuple, L, Learner, SGD
 from fastai.callback.core import CancelTrainException
 import fastai.callback.schedule
-from blf_explore.all import (BatchLossFilter, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, RankSelectiveBackprop,
-                             RHOLoss, SelectiveBackprop, SelectiveTraining)
+from blf_explore.all import (BatchLossFilter, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, PartialForwardBlocking,
+                             RankSelectiveBackprop, RHOLoss, SelectiveBackprop, SelectiveTraining)
 from references import brute_blf, reference_fit
 
 double = pytest.mark.usefixtures('double_precision')
@@ -151,8 +151,10 @@ PRESETS = dict(
     importance=lambda **kw: ImportanceSampling(**dict(sample_perc=.5) | ({} if 'switch' in kw else dict(tau_th=0)) | kw),
     CoreSet=lambda **kw: CoreSet(**dict(sample_perc=.4) | kw),
     RHO=lambda **kw: RHOLoss(HOLDOUT, **dict(sample_perc=.4) | kw),
-    InfoBatch=lambda **kw: InfoBatch(**dict(warmup=1, delta=1.) | kw))
+    InfoBatch=lambda **kw: InfoBatch(**dict(warmup=1, delta=1.) | kw),
+    PFB=lambda **kw: PartialForwardBlocking(**dict(sample_perc=.4, start=0., end=1.) | kw))
 METHODS = [o for o in PRESETS if o!='plain']
+QUEUING = [o for o in METHODS if o!='PFB'] # whose kept samples may wait for a full batch: PFB's are in the middle of a forward
 
 class CutShort(Callback):
     "Ends the epoch's training, or the epoch, after so many batches."

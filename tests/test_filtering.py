@@ -389,8 +389,7 @@ def test_the_loop_itself(pick):
     assert any((x-y).abs().max()>1e-4 for x,y in zip(a.model.parameters(), b.model.parameters()))
 
 @double
-@pytest.mark.parametrize('queue', [False, True])
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name,queue', [(o, q) for o in METHODS for q in (False, True) if not q or o in QUEUING])
 def test_never_on_is_plain(name, queue):
     "Bit for bit, dropout and BatchNorm included, though every batch was watched."
     def run(cb):
@@ -418,6 +417,9 @@ def test_every_method_with_everything(name, combined):
     if name=='CoreSet' and kw.get('stale'): # its features are of one moment
         with pytest.raises(ValueError, match='stale=. is not accepted'): learn.fit(1)
         return
+    if name=='PFB' and (kw.get('queue') or kw.get('stale')): # its scores and its kept rows are of this very forward
+        with pytest.raises(ValueError, match='(queue|stale)=.* is not accepted'): learn.fit(1)
+        return
     learn.fit_one_cycle(3, 1e-2)
     b,bs = learn.selection.batches,16
     assert len(b)==18 and all(o.isfinite().all() for o in learn.model.state_dict().values())
@@ -429,7 +431,7 @@ def test_every_method_with_everything(name, combined):
         assert b.groupby('epoch').n_trained.sum().tolist()==b.groupby('epoch').n_kept.sum().tolist()
         assert set(b.n_trained[b.batch%6!=5])<={0, bs}
     if kw.get('stale') and name!='InfoBatch': assert b[b.epoch==1].n_scored.sum()<90
-    if name=='InfoBatch': assert b.n_scored.sum()==0
+    if name in ('InfoBatch','PFB'): assert b.n_scored.sum()==0
     assert [o for m in learn.model.modules() for o in (*m._forward_hooks, *m._forward_pre_hooks)]==[]
 
 class Breaks(Callback):
@@ -449,7 +451,7 @@ class Breaks(Callback):
 
 @double
 @pytest.mark.parametrize('name,where', [(o, w) for o in METHODS for w in ('scoring','forward','loss','step')
-                                        if (o, w)!=('InfoBatch','scoring')]) # it scores nothing
+                                        if (o, w) not in {('InfoBatch','scoring'), ('PFB','scoring')}]) # no scoring forward
 def test_nothing_outlives_ctrl_c(name, where):
     "Interrupted in mid-batch, and the callback removed: the learner then trains as one that never had it."
     torch.set_default_dtype(torch.float32)

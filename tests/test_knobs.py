@@ -129,7 +129,7 @@ def test_when_of_every_method(name):
     at = [(e, i%6) for e,i in zip(b.epoch, b.batch)]
     on = [(e, i) for e,i in six([0, 1, 3, 4]) if (1, 0)<=(e, i)<(3, 4)]
     assert all(k==n for k,n,o in zip(b.n_kept, b.n_seen, at) if o not in on)
-    assert {o for o,n in zip(at, b.n_scored) if n}==(set() if name=='InfoBatch' else set(on))
+    assert {o for o,n in zip(at, b.n_scored) if n}==(set() if name in ('InfoBatch','PFB') else set(on))
     assert sum(k for k,o in zip(b.n_kept, at) if o in on) < sum(n for n,o in zip(b.n_seen, at) if o in on)
 
 # ---- counts as a person computes them
@@ -173,7 +173,7 @@ def test_every_rule_keeps_the_exact_count(name):
     for n,pct in TRICKY:
         if n<=200 or name!='CoreSet': assert KEPT[name](torch.rand(n, generator=gen(n))+.01, pct/100)==exact(n, pct), (n, pct)
 
-@pytest.mark.parametrize('name', ['BLF','HNM','rank','importance','CoreSet','RHO'])
+@pytest.mark.parametrize('name', ['BLF','HNM','rank','importance','CoreSet','RHO','PFB'])
 def test_every_method_keeps_the_exact_count(name):
     "In a fit: 7 of a batch of 100 at .07, where `ceil(100*.07)` is 8."
     assert math.ceil(100*.07)==8

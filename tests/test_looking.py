@@ -186,7 +186,8 @@ def test_what_keeps_something_of_batches_is_filtered(name):
 @pytest.mark.parametrize('name', METHODS)
 def test_a_state_kept_row_by_row_is_refused(name):
     "Selected rows would meet the state of others: a sentence, in the first batch that would be selected from at the latest."
-    learn = make_learner(model=KeepsItsState, dls=full_batches, metrics=None, cbs=[PRESETS[name]() if name!='RHO' else PRESETS['HNM'](), Trained()])
+    learn = make_learner(model=KeepsItsState, dls=full_batches, metrics=None, 
+                         cbs=[PRESETS['HNM']() if name=='RHO' else PRESETS[name](**(dict(at='out') if name=='PFB' else {})), Trained()])
     says(lambda: learn.fit(3), 'model=KeepsItsState carries something over from batch to batch', 'reset it before every batch, or keep all samples')
     assert learn.selection.batches.n_kept.equals(learn.selection.batches.n_seen) # none was left out until then
 

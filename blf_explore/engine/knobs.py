@@ -164,7 +164,7 @@ class Method:
 
 _share = Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep', 'share_above_0')
 
-# the colours are Okabe and Ito's, which the colour-blind can tell apart, and four more, found by search
+# the colours are Okabe and Ito's, which the colour-blind can tell apart, and five more, found by search
 methods = {
     'BLF': Method('BatchLossFilter', 'blf', 'BatchLossFilter', '#0072B2',
         'Keeps the hardest samples until they hold loss_perc of the batch’s loss, and at least sample_perc of the samples.',
@@ -192,4 +192,7 @@ methods = {
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
         (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
          Knob('delta', 0., 1., .005, .875, 'share of training that prunes')), 'last training loss'),
+    'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#551100',
+        'Keeps the samples that are rare by the features of the first layers. The deep layers see no other.',
+        (replace(_share, default=.6),), 'rarity of the shallow features'),
     'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '#000000', '')}
