@@ -3,6 +3,7 @@
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
+- `blf_explore.engine.epochs`: Methods that choose the samples of a whole epoch: what is left out is not even loaded
 - `blf_explore.engine.filtering`: The callback that scores a batch, selects from it, lets fastai train on what was selected, and writes down what happened
 - `blf_explore.engine.fitting`: What belongs to one fit, and to no other: how it begins, what may be asked of it, and how a later one goes on where it ended
 - `blf_explore.engine.knobs`: Settings: numbers or schedules, their checks, when a method selects, and the table of methods
