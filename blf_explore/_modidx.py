@@ -955,6 +955,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Lane._train': ( 'page/widgets.html#lane._train',
                                                                                     'blf_explore/page/widgets.py'),
+                                          'blf_explore.page.widgets.Lane.done_epochs': ( 'page/widgets.html#lane.done_epochs',
+                                                                                         'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Lane.knobs': ( 'page/widgets.html#lane.knobs',
                                                                                    'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Lane.record': ( 'page/widgets.html#lane.record',

@@ -8,7 +8,6 @@ z"""
 __all__ = ['bls_update', 'BatchLossScore', 'BLS']
 
 # %% ../nbs/lessons/10_bls.ipynb #b1500006
-import torch
 from torch import Tensor
 from .engine.knobs import Knob
 from .infobatch import InfoBatch

@@ -75,9 +75,9 @@ class ByEpoch(Selecting):
 
     def _note_stay(self, f, sel, n):
         "A selection of the whole set as a mask and weights, the same in all processes."
-        idxs,both = sel.idxs.cpu(),torch.zeros(2, n)
+        idxs,both = sel.idxs.cpu(),torch.zeros(2, n, dtype=torch.float32)
         both[0,idxs] = 1.
-        if sel.weights is not None: both[1,idxs] = sel.weights.cpu().float()
+        if sel.weights is not None: both[1,idxs] = sel.weights.cpu().to(both)
         stays,w = f.look.as_the_first(both)
         f.keep,f.weights = stays>0,None if sel.weights is None else w
 

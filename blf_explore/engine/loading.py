@@ -49,6 +49,7 @@ def left_in(
 )->list: # In the same order
     """What is loaded of an epoch. Where that would be nothing, or a last batch of one sample, which no BatchNorm trains on, the first of
     those left out stay in, at the end."""
+    order = list(order)
     stays = keep[torch.tensor([int(o) for o in order], dtype=torch.long)].tolist()
     idxs,out = [[o for o,k in zip(order, stays) if k is is_in] for is_in in (True, False)]
     least,each = min(2, bs),-(-len(idxs)//world)
