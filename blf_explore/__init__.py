@@ -1,6 +1,7 @@
 """Modules:
 
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
+- `blf_explore.bls`: Batch Loss Score: a moving average of batch losses, in the place of a loss per sample
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
 - `blf_explore.engine.epochs`: Methods that choose the samples of a whole epoch: what is left out is not even loaded
@@ -25,6 +26,7 @@
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
 - `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt
-- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch"""
+- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch
+- `blf_explore.seta`: SeTa: groups of neighbouring losses, and a window over them that moves by one group an epoch"""
 
 __version__ = "0.1.0"
