@@ -72,6 +72,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'blf_explore/engine/epochs.py'),
                                            'blf_explore.engine.epochs.ByEpoch._number': ( 'engine/epochs.html#byepoch._number',
                                                                                           'blf_explore/engine/epochs.py'),
+                                           'blf_explore.engine.epochs.ByEpoch._rehearse': ( 'engine/epochs.html#byepoch._rehearse',
+                                                                                            'blf_explore/engine/epochs.py'),
                                            'blf_explore.engine.epochs.ByEpoch._unnumber': ( 'engine/epochs.html#byepoch._unnumber',
                                                                                             'blf_explore/engine/epochs.py'),
                                            'blf_explore.engine.epochs.ByEpoch._would_keep': ( 'engine/epochs.html#byepoch._would_keep',

@@ -47,7 +47,6 @@ def seta_groups(
     labels = torch.from_numpy(np.argsort(np.argsort(km.cluster_centers_[:,0]))[km.labels_])
     return [(labels==o).nonzero()[:,0] for o in range(n)]
 
-# %% ../nbs/lessons/09_seta.ipynb #5e7a0012
 def check_seta(prune, groups=5, window=.9, delta=.875):
     "Raise `ValueError`, with one sentence, for settings that SeTa does not accept."
     for knob,val in zip(methods['SeTa'].knobs, (prune, groups, window, delta)): knob.check(val)
@@ -72,7 +71,7 @@ def seta_keep(
     parts = [parts[o] for o in seta_window(len(parts), window, i)]
     return Selection(torch.cat([drawn[~losses[drawn].isfinite()], *[known[o] for o in parts]]).sort()[0])
 
-# %% ../nbs/lessons/09_seta.ipynb #5e7a0015
+# %% ../nbs/lessons/09_seta.ipynb #5e7a0014
 class SeTa(SelectiveTraining):
     """Train on a window of the samples, grouped by the loss they last had, that slides from the easy ones to the hard ones; what is outside is
     not loaded. No scoring forward, and no weights.

@@ -86,6 +86,10 @@ class ByEpoch(Selecting):
         step.n_seen += self.dl.behind(step.n_seen)
         step.settings,step.n_iter,step.t_keep,f.t_keep = f.settings,self.n_iter,f.t_keep,0.
 
+    def _rehearse(self, f, rows):
+        super()._rehearse(f, rows)
+        if f.keep is not None and f.look.found.cannot_select: raise ValueError(f.look.found.cannot_select)
+
     def _would_keep(self, f, rows):
         if not self.by_epoch: return super()._would_keep(f, rows)
         if f.keep is None: return Selection(torch.arange(rows.n))
