@@ -72,12 +72,13 @@ def spread(o, fmt): return f'{np.median(o):{fmt}} ({min(o):{fmt}} to {max(o):{fm
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--share', type=float, default=.8, help='of a plain epoch, to be spent in loading')
+    p.add_argument('--size', type=int, help='of the files, in pixels; without it, it is searched')
     p.add_argument('--bs', type=int, default=32, help='batch size')
     p.add_argument('--epochs', type=int, default=8, help='of each run')
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--workers', type=int, default=0, help='processes that load')
     args = p.parse_args()
-    for size in range(32, 1025, 16):
+    for size in [args.size] if args.size else range(32, 1025, 16):
         if (share := share_of(size, args.bs))>=args.share: break
     dls = loaders(size, args.bs, args.workers)
     print(f"{len(dls.train_ds)} files of {size}x{size}, loading {share:.0%} of a plain epoch; batch {args.bs}, {args.epochs} epochs, {args.rounds} rounds, "
