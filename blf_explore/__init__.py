@@ -1,10 +1,12 @@
 """Modules:
 
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
+- `blf_explore.bls`: Batch Loss Score: a moving average of batch losses, in the place of a loss per sample
 - `blf_explore.budget`: Train until so many seconds are spent, with a schedule that ends just then, on a clock that no neighbour disturbs
 - `blf_explore.compare`: Every method and plain training, within the same budget, each with its own schedule; and how much sooner one reaches what the other reaches
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels and repeats on request
+- `blf_explore.engine.epochs`: Methods that choose the samples of a whole epoch: what is left out is not even loaded
 - `blf_explore.engine.filtering`: The callback that scores a batch, selects from it, lets fastai train on what was selected, and writes down what happened
 - `blf_explore.engine.fitting`: What belongs to one fit, and to no other: how it begins, what may be asked of it, and how a later one goes on where it ended
 - `blf_explore.engine.knobs`: Settings: numbers or schedules, their checks, when a method selects, and the table of methods
@@ -28,6 +30,7 @@
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
 - `blf_explore.pfb`: Partial Forward Blocking: the shallow layers see every sample, the deep ones only the rare
 - `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt
-- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch"""
+- `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch
+- `blf_explore.seta`: SeTa: groups of neighbouring losses, and a window over them that moves by one group an epoch"""
 
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from blf_explore.engine.data import *
 from blf_explore.engine.traces import (buffers_untouched, eval_mode, grads_untouched, not_compiled, rng_state, rng_untouched, set_rng_state,
                                        single_values, state_untouched)
 from blf_explore.engine.fitting import Last
+from blf_explore.engine.epochs import *
 from blf_explore.engine.filtering import *
 from blf_explore.gradients import *
 from blf_explore.budget import *

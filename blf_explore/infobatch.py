@@ -1,6 +1,6 @@
 """Drop easy samples at random by the loss they last had, without a scoring forward, and let the others stand for them
 
-`InfoBatch` drops samples by their last training loss, with no scoring forward:
+`InfoBatch` drops samples by their last training loss, before an epoch loads them, and with no scoring forward:
 
 ```python
 learn = Learner(dls, model, cbs=InfoBatch(prune=.5, delta=.875))
@@ -18,15 +18,16 @@ import math
 from fastai.basics import *
 from .engine.knobs import methods
 from .engine.rows import Selection
+from .engine.epochs import keep_all
 from .engine.filtering import SelectiveTraining
 
 # %% ../nbs/lessons/08_infobatch.ipynb #0b3d7deb
-def _infobatch(losses, mean, prune, gen, least=1):
+def _infobatch(losses, mean, prune, gen):
     low,n = losses.double()<mean,len(losses)
     if prune==0 or not low.any(): return Selection(torch.arange(n))
     drop = low & (torch.rand(n, generator=gen)<prune)
     weights = torch.where(low, 1/(1-prune), 1.)
-    if drop.all() and least: # one is always kept; that it weighs nothing keeps the sum unbiased
+    if drop.all(): # one is always kept; that it weighs nothing keeps the sum unbiased
         i = losses.argmax()[None]
         return Selection(i, 0*weights[i])
     idxs = (~drop).nonzero()[:,0]
@@ -55,28 +56,23 @@ def infobatch_keep(
 # %% ../nbs/lessons/08_infobatch.ipynb #0c6e35aa
 class InfoBatch(SelectiveTraining):
     """Drop, with probability `prune`, what was below the mean when it was last trained on; weight the kept ones of those by
-    1/(1-prune). No scoring forward; batches are loaded whole, so computing is saved and loading is not.
+    1/(1-prune). No scoring forward, and what is dropped is not even loaded.
     Source: Qin et al., ICLR 2024, arXiv 2303.04947; NUS-HPC-AI-Lab/InfoBatch."""
-    method,settings,by_id,watch_rows = 'InfoBatch',('prune','delta'),True,True
-    weighs = True
+    method,settings = 'InfoBatch',('prune','delta')
+    by_id = watch_rows = by_epoch = weighs = True
     def __init__(self,
         prune=.5, # Probability to drop a sample below the mean, in [0, 1), or a fastai schedule within it
         delta=.875, # Share of the epochs after which all samples are trained on, in [0, 1], or a fastai schedule; below 1, at least the last epoch is
         warmup:int=1, # Epochs trained plainly first; in the first of all no losses are known
-        queue=True, # Let the kept samples wait until they fill a batch?
-        **kwargs # Passed on to `SelectiveTraining`
+        **kwargs # Passed on to `SelectiveTraining`, such as `score=BatchLossScore()` of `bls`
     ):
         self.check(prune=prune, delta=delta)
-        super().__init__(selector=self.draw, warmup=warmup, queue=queue, **kwargs)
+        super().__init__(selector=keep_all, warmup=warmup, **kwargs)
         self.prune,self.delta = prune,delta
 
-    def begin_epoch(self):
-        "The mean is that of the moment when the epoch begins."
-        self.memory['mean'] = math.nan if self.known is None else self.known.mean()
-
-    def draw(self, scores, prune, delta):
-        "Of the last losses themselves: in `scores` those that are not known yet are filled in."
-        n,mean = len(scores),self.memory['mean']
-        if math.isnan(mean) or self.epoch+1>self.n_epoch*delta: return Selection(torch.arange(n))
-        sel = _infobatch(self.known.scores[self.ids], mean, prune, self.gen, least=0 if self.queue else 1)
-        return sel if self.queue or sel.weights is None else Selection(sel.idxs, sel.weights*(len(sel.idxs)/n))
+    def keep_epoch(self, last, prune, delta):
+        "What is dropped of an epoch, by the mean of the last losses as it begins."
+        mean = last.double().nanmean().item()
+        if math.isnan(mean) or self.epoch+1>self.n_epoch*delta: return None
+        sel = _infobatch(last, mean, prune, self.gen)
+        return None if sel.weights is None else sel

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, fastuple, L, Learner, SGD
 from fastai.callback.core import CancelTrainException
 import fastai.callback.schedule
-from blf_explore.all import (BatchLossFilter, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, PartialForwardBlocking,
-                             RankSelectiveBackprop, RHOLoss, SelectiveBackprop, SelectiveTraining)
+from blf_explore.all import (BatchLossFilter, BLS, CoreSet, HardNegativeMining, ImportanceSampling, InfoBatch, PartialForwardBlocking,
+                             RankSelectiveBackprop, RHOLoss, SelectiveBackprop, SelectiveTraining, SeTa)
 from references import brute_blf, reference_fit
 
 double = pytest.mark.usefixtures('double_precision')
@@ -152,9 +152,12 @@ PRESETS = dict(
     CoreSet=lambda **kw: CoreSet(**dict(sample_perc=.4) | kw),
     RHO=lambda **kw: RHOLoss(HOLDOUT, **dict(sample_perc=.4) | kw),
     InfoBatch=lambda **kw: InfoBatch(**dict(warmup=1, delta=1.) | kw),
+    SeTa=lambda **kw: SeTa(**dict(prune=.1, groups=5, window=.6, delta=1.) | kw),
+    BLS=lambda **kw: BLS(**dict(warmup=1, delta=1.) | kw),
     PFB=lambda **kw: PartialForwardBlocking(**dict(sample_perc=.4, start=0., end=1.) | kw))
 METHODS = [o for o in PRESETS if o!='plain']
 QUEUING = [o for o in METHODS if o!='PFB'] # whose kept samples may wait for a full batch: PFB's are in the middle of a forward
+BY_EPOCH = ('InfoBatch','SeTa','BLS') # they choose whole epochs: what they leave out is not loaded
 
 class CutShort(Callback):
     "Ends the epoch's training, or the epoch, after so many batches."
@@ -278,4 +281,4 @@ def has_a_record(make, method):
     assert set(rec.info['settings'])>=set(learn.selection.settings)
     b = rec.batches
     assert b.n_kept.sum()<b.n_seen.sum() and set(learn.selection.settings)<=set(b)
-    assert [len(o) for o in rec.losses]==b.n_seen.tolist()
+    assert [len(o) for o in rec.losses]==(b.n_kept if learn.selection.by_epoch else b.n_seen).tolist() # those left out of an epoch are not seen again

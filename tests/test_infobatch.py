@@ -70,82 +70,94 @@ class Seeded(InfoBatch):
 
 def plain_net(): return Ignores(nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)))
 
-def infobatch_loop(learn, n_epoch, prune, delta, queue, lr, bs=16):
-    "InfoBatch without any callback, sample by sample: (numbers in each step, their weights)."
+def infobatch_loop(learn, n_epoch, prune, delta, drop_last, lr, bs=16):
+    """InfoBatch without any callback, sample by sample: (numbers in each step, last losses). The learner's loader gives the order of the whole
+    epoch; only what is kept of it goes through."""
     g,N = gen(11),len(learn.dls.train_ds)
     last,steps,params = [None]*N,[],list(learn.model.parameters())
     xs,_,ys = learn.dls.train_ds.ts
-    def train(rows, scale=1.):
-        ids,w = [i for i,_ in rows],torch.tensor([w for _,w in rows])
-        losses = F.cross_entropy(learn.model(xs[ids], None), ys[ids], reduction='none')
-        (scale*(losses*w).sum()/len(ids)).backward()
-        with torch.no_grad():
-            for p in params: p -= lr*p.grad; p.grad = None
-        for i,l in zip(ids, losses.tolist()): last[i] = l
-        steps.append(ids)
     for epoch in range(n_epoch):
         known = [o for o in last if o is not None]
         mean = sum(known)/len(known) if known else None
-        waiting = []
-        batches = [i.tolist() for _,i,_ in learn.dls.train]
-        for ids in batches:
-            rows = [(i, 1.) for i in ids]
-            low = [mean is not None and last[i] is not None and last[i]<mean for i in ids]
-            if any(low) and epoch+1<=n_epoch*delta:
-                r = torch.rand(len(ids), generator=g).tolist()
-                rows = [(i, 1/(1-prune) if lo else 1.) for i,lo,o in zip(ids, low, r) if not lo or o>=prune]
-                assert rows # these small sets never drop all
-            if not queue: train(rows, len(rows)/len(ids))
-            else:
-                waiting += rows
-                while len(waiting)>=bs: train(waiting[:bs]); waiting = waiting[bs:]
-        while waiting: train(waiting[:bs]); waiting = waiting[bs:]
+        low = [mean is not None and o is not None and o<mean for o in last]
+        rows = [(i, 1.) for _,ids,_ in learn.dls.train for i in ids.tolist()]
+        if any(low) and epoch+1<=n_epoch*delta:
+            r = torch.rand(N, generator=g).tolist()
+            order,rows = rows,[(i, 1/(1-prune) if low[i] else 1.) for i,_ in rows if not low[i] or r[i]>=prune]
+            if len(rows)%bs==1: rows.append(next((i, 0.) for i,_ in order if low[i] and r[i]<prune)) # company, which weighs nothing
+        if drop_last: rows = rows[:len(rows)//bs*bs]
+        for k in range(0, len(rows), bs):
+            ids,w = [i for i,_ in rows[k:k+bs]],torch.tensor([w for _,w in rows[k:k+bs]])
+            losses = F.cross_entropy(learn.model(xs[ids], None), ys[ids], reduction='none')
+            ((losses*w).sum()/len(ids)).backward()
+            with torch.no_grad():
+                for p in params: p -= lr*p.grad; p.grad = None
+            for i,l in zip(ids, losses.tolist()): last[i] = l
+            steps.append(ids)
     return steps, last
 
-@pytest.mark.parametrize('queue,drop_last,prune,delta', [(True, False, .5, .875), (True, True, .5, .6), (False, False, .5, .875), (False, True, .7, 1.), (True, True, .8, 1.)])
-def test_infobatch_against_a_loop(queue, drop_last, prune, delta):
-    "The same samples in the same steps; parameters and last losses equal to rounding."
-    def new(cbs=None): return make_learner(dls=lambda: numbered_dls(drop_last), model=plain_net, opt_func=SGD, cbs=cbs)
-    a,steps = new(Seeded(prune, delta, queue=queue)),[]
+@pytest.mark.parametrize('drop_last,prune,delta', [(False, .5, .875), (True, .5, .6), (False, .7, 1.), (True, .7, 1.), (False, .8, 1.)])
+def test_infobatch_against_a_loop(drop_last, prune, delta):
+    "The same samples in the same steps; parameters and last losses equal to rounding; and nothing else was loaded."
+    def new(cbs=None, drop_last=False): return make_learner(dls=lambda: numbered_dls(drop_last), model=plain_net, opt_func=SGD, cbs=cbs)
+    a,steps,loaded = new(Seeded(prune, delta), drop_last),[],[]
     class Note(Callback):
         order = 56
         def before_step(self): steps.append(self.learn.xb[1].tolist())
+    ds = a.dls.train_ds
+    class Counted(type(ds)):
+        def __getitem__(self, i):
+            loaded.append(i)
+            return super().__getitem__(i)
+    ds.__class__ = Counted
     a.fit(5, .1, cbs=Note())
     b = new()
-    want,last = infobatch_loop(b, 5, prune, delta, queue, .1)
+    want,last = infobatch_loop(b, 5, prune, delta, drop_last, .1)
     assert steps==want
+    if not drop_last: assert loaded==sum(want, []) # the loader makes the last, incomplete batch of drop_last before it drops it
     for (k,p),q in zip(a.model.state_dict().items(), b.model.state_dict().values()): torch.testing.assert_close(p, q, atol=2e-6, rtol=1e-4)
     np.testing.assert_allclose(a.selection.known.scores, [math.nan if o is None else o for o in last], atol=1e-5)
     rec = a.selection.batches
-    assert rec.n_trained.sum()==rec.n_kept.sum()==sum(map(len, want))
-    assert rec.n_scored.sum()==0
-    by_epoch = rec.groupby('epoch')[['n_kept','n_seen']].sum()
-    assert (by_epoch.n_kept==by_epoch.n_seen).tolist()==[e==0 or e+1>5*delta for e in range(5)]
-    if queue:
-        for _,o in rec.groupby('epoch'):
-            whole,rest = divmod(o.n_kept.sum(), 16)
-            sizes = o.n_trained[o.n_trained>0].tolist()
-            assert sum(sizes)==16*whole+rest and all(s==16 for s in sizes[:-1]) and 0<sizes[-1]<=31 # a last full step, and what is left
-    else: assert len(steps)==len(rec)
+    assert rec.n_trained.tolist()==rec.n_kept.tolist()==[len(o) for o in want] and rec.n_scored.sum()==0
+    e = a.selection.epochs
+    assert (e.n_kept==e.n_seen).tolist()==[e==0 or e+1>5*delta for e in range(5)]
+    if not drop_last: assert e.n_seen.tolist()==[90]*5
+    assert all(len(o)==16 for o in want) if drop_last else all(len(o)==16 for o in want[:5])
+    np.testing.assert_allclose(e.kept_pct, 100*e.n_kept/e.n_seen)
 
-def test_infobatch_weighs_an_epoch_as_a_plain_one():
-    "The sum over an epoch's steps of the summed weights, each over its step's size and all over the plain number of steps, is about 1, with a queue and without."
-    for queue in (True, False):
-        total,n = 0.,0
-        learn = make_learner(dls=lambda: numbered_dls(True, bs=20, n=400), model=plain_net, opt_func=SGD, cbs=Seeded(.6, 1., queue=queue, plain_every=0))
-        class Note(Callback):
-            order = 56
-            def before_step(self):
-                nonlocal total, n
-                rows = self.learn.selection._fit.rows
-                if self.epoch: total += 1. if rows is None or rows.weights is None else rows.weights.mean().item()
-                n = max(n, self.epoch)
-        learn.fit(9, .05, cbs=Note())
-        # a low sample's weight has the variance prune/(1-prune) = 1.5; there are at most 8*400 draws
-        assert abs(total/(n*20)-1) <= 5*math.sqrt(1.5/3200)
-        assert learn.selection.batches.n_kept.sum()<.85*learn.selection.batches.n_seen.sum()
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction='sum')], ids=['mean','sum'])
+def test_infobatch_weighs_an_epoch_as_a_plain_one(loss):
+    """At a learning rate of 0: the sum of an epoch's step gradients is on average that of the plain epoch. One epoch draws for 3,000 samples
+    independently, so the standard error follows from their gradients: a low one's weight has the variance prune/(1-prune)."""
+    prune = .6
+    train,valid = blobs(3000)
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    net.weight.data *= 3 # some losses far above the others
+    learn = make_learner(dls=lambda: loaders(train, valid, bs=20), model=net, cbs=[InfoBatch(prune, 1., plain_every=0), Sums()], loss_func=loss, metrics=None, opt_func=SGD)
+    learn.fit(2, 0.)
+    plain,got = learn.sums.total
+    losses = F.cross_entropy(net(train.ts[0]), train.ts[1], reduction='none')
+    low = losses.detach().double()<losses.detach().double().mean()
+    p = net(train.ts[0]).softmax(1)-F.one_hot(train.ts[1], 3) # of cross-entropy by the output
+    per = (p[:,:,None]*train.ts[0][:,None]).flatten(1).detach().double()*(1 if loss.reduction=='sum' else 1/20)
+    torch.testing.assert_close(plain, per.sum(0), rtol=1e-3, atol=1e-3)
+    se = (per[low].square().sum(0)*prune/(1-prune)).sqrt()
+    assert ((got-plain).abs()<=5*se+1e-3).all() and se.norm()<.5*plain.norm()
+    b = learn.selection.batches
+    assert learn.selection.epochs.n_kept[1]<.75*3000 and b.n_trained[b.epoch==1].iloc[:-1].eq(20).all()
+    assert abs(learn.sums.weights[1]-3000) <= 5*math.sqrt(low.sum()*prune/(1-prune)) # and the weights add up to the number of samples
 
-@pytest.mark.parametrize('kw', [dict(prune=0), dict(delta=0), dict(warmup=3), dict(prune=0, queue=False)])
+class Sums(Callback):
+    order,run_valid = 99,False
+    def before_fit(self): self.total,self.weights = [],[]
+    def before_train(self): self.total.append(0.); self.weights.append(0.)
+    def before_step(self):
+        self.total[-1] = self.total[-1]+self.learn.model.weight.grad.flatten().double()
+        w = self.learn.selection._fit.rows.weights
+        self.weights[-1] += len(self.yb[0]) if w is None else w.sum().item()
+
+@pytest.mark.parametrize('kw', [dict(prune=0), dict(delta=0), dict(warmup=3)])
 def test_infobatch_of_all_is_plain(kw):
     assert_same(state(fitted(3, cbs=InfoBatch(**kw))), state(fitted(3)))
 
@@ -164,26 +176,23 @@ def test_infobatch_scores_nothing():
     assert len(calls)-len(train)<=3*2+1 # validation's batches, and one look for a BatchNorm that cannot train on one sample
 
 def test_infobatch_warmup_zero_and_unseen_samples():
-    "Without a warm-up the first epoch is plain all the same: no loss is known. What the loader left out is kept when it comes."
+    "Without a warm-up the first epoch is plain all the same: no loss is known. What the loader left out stays in the next epoch, at weight 1."
     learn = make_learner(dls=lambda: numbered_dls(True, n=94), model=plain_net, cbs=Seeded(.95, 1., warmup=0))
-    news = []
     class Note(Callback):
-        order = 54 # before the selection
-        def before_batch(self):
-            if not self.training: return
-            known = self.learn.selection.known
-            ids = self.xb[1]
-            self.new = set() if known is None else set(ids[known.scores[ids].isnan()].tolist())
-            if self.epoch: news.append(len(self.new))
-    class Then(Callback):
+        run_valid = False
+        def before_fit(self): self.unseen = []
+        def after_train(self):
+            new = self.learn.selection.known.scores.isnan()
+            self.unseen.append(new.sum().item())
         order = 56
         def before_batch(self):
-            if not self.training: return
-            waiting = [i for o in self.learn.selection._fit.step.parts for i in o.ids.tolist()]
-            assert self.learn.note.new <= set(self.xb[1].tolist()) | set(waiting)
-    learn.fit(4, 1e-2, cbs=[Note(), Then()])
+            f = self.learn.selection._fit
+            if f.keep is None: return
+            new = self.learn.selection.known.scores.isnan()
+            if self.iter==0: assert f.keep[new].all() and (f.weights[new]==1).all()
+    learn.fit(4, 1e-2, cbs=(note := Note()))
     b = learn.selection.batches
-    assert b.n_kept[b.epoch==0].sum()==80 and sum(news)>0
+    assert b.n_kept[b.epoch==0].sum()==80 and note.unseen[0]==14 and note.unseen[-1]<14
 
 def test_infobatch_settings():
     for bad in (1, 1.5, -.1, None, 'x', True, math.nan, SchedLin(0., 1.), SchedLin(-.5, .5)):
@@ -196,8 +205,8 @@ def test_infobatch_settings():
     assert (learn.selection.prune, learn.selection.delta)==(.5, .875)
     class Set(Callback):
         def before_batch(self):
-            if self.training and self.epoch==2 and self.iter==0: self.learn.selection.set(prune=.9)
-            if self.training and self.epoch==3 and self.iter==0: self.learn.selection.set(delta=.5)
+            if self.training and self.epoch==1 and self.iter==1: self.learn.selection.set(prune=.9) # from epoch 2 on
+            if self.training and self.epoch==2 and self.iter==0: self.learn.selection.set(delta=.5)
     learn.fit(5, 1e-2, cbs=Set())
     b = learn.selection.batches
     kept = b.groupby('epoch').n_kept.sum().tolist()

@@ -1,13 +1,18 @@
 "Which samples a batch holds: told by the batch itself, whatever the loader's order and whoever else draws from it."
-import pickle
+import contextlib, pickle
 import numpy as np, pytest, torch
 from fastai.callback.data import PartialDL, WeightedDL
+from fastai.callback.mixup import MixUp
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import combined_cos
+from fastai.callback.training import GradientClip
 from fastai.data.load import SkipItemException
-from blf_explore.all import HardNegativeMining, InfoBatch, RHOLoss, SelectiveBackprop
-from blf_explore.engine.loading import _twin, cannot_number, Numbered
+from fastai.distributed import DistributedDL
+from blf_explore.all import HardNegativeMining, InfoBatch, keep_all, RHOLoss, SelectiveBackprop, Selection
+from blf_explore.engine.loading import _twin, cannot_number, left_in, Numbered
 from core_tools import *
 
-ASKS = dict(rho=lambda: RHOLoss(HOLDOUT, .5), info=lambda: InfoBatch(.5), stale=lambda: HardNegativeMining(.5, stale=1),
+ASKS = dict(rho=lambda: RHOLoss(HOLDOUT, .5), info=lambda: InfoBatch(.5, warmup=9), stale=lambda: HardNegativeMining(.5, stale=1),
             queue=lambda: SelectiveBackprop(1., stale=1, warmup=0))
 
 class Checks(Callback):
@@ -183,6 +188,119 @@ def test_what_the_loader_does_to_items_and_batches_is_done(prepares):
     for (x,i,y),(x2,i2,y2) in zip(num := Numbered(dl), dl): # no order of its own here
         assert torch.equal(x, x2) and torch.equal(i, i2) and num.ids.tolist()==i.tolist()
         assert torch.equal(x, train.ts[0][i]+1)
+
+# ---- samples left out of the epoch
+
+def order_of(make, seed=3):
+    "What this loader's epoch holds when all stay: its samples' numbers, batch by batch."
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    dl = make().train
+    return [i.tolist() for _,i,_ in dl],dl.rng.getstate()
+
+def left_by_hand(order, keep, bs=16, drop_last=False):
+    idxs,out = [i for i in order if keep[i]],[i for i in order if not keep[i]]
+    if len(idxs)<2: idxs += out[:2-len(idxs)]
+    elif len(idxs)%bs==1: idxs.append(out[0])
+    cut = [idxs[k:k+bs] for k in range(0, len(idxs), bs)]
+    return [o for o in cut if len(o)==bs] if drop_last and len(cut[0])==bs else cut
+
+SHORT = LOADERS | dict(unshuffled=lambda: DataLoaders(DataLoader(numbered()[0], bs=16)), drop_last=lambda: numbered_dls(True),
+                       workers=lambda: numbered_dls(workers=2))
+MASKS = dict(half=lambda i: i%2==0, tenth=lambda i: i%10==0, one=lambda i: i==40, none=lambda i: False, lone=lambda i: i<33, all=lambda i: True)
+
+@pytest.mark.parametrize('name,mask', [(o, 'half') for o in SHORT] + [(o, m) for o in ('plain','drop_last','weighted') for m in MASKS])
+def test_an_epoch_without_some(name, mask):
+    "The loader's own order, whatever it is, less what is left out, cut into batches; its length, and who comes with whom; drawn from the same random numbers."
+    if name=='stateful': return # its batches depend on how many items there were
+    (batches,rng),keep = order_of(SHORT[name]),torch.tensor([MASKS[mask](i) for i in range(90)])
+    want = sum(batches, [])
+    if name=='drop_last': want = sum(order_of(lambda: numbered_dls())[0], []) # with the samples that are dropped at the end
+    if name=='skipping': want,keep = [i for i in want],keep & (torch.arange(90)%7!=3)
+    want = left_by_hand(want, keep, drop_last=name=='drop_last')
+    random.seed(3); np.random.seed(3); torch.manual_seed(3)
+    dl = SHORT[name]().train
+    num = Numbered(dl, keep=keep)
+    n = len(num)
+    seen = [(i.tolist(), num.ids.tolist(), num.behind(len(i))) for _,i,_ in num]
+    assert [a for a,_,_ in seen]==[b for _,b,_ in seen]==want and n==len(want)
+    assert dl.rng.getstate()==rng
+    if name in ('plain','workers','unshuffled'): assert sum(len(a)+n for a,_,n in seen)==90
+
+def test_samples_that_are_left_out_twice_over():
+    "By hand."
+    keep = torch.tensor([True, False, True, False])
+    assert left_in([3, 2, 2, 0, 1], keep, 2)==[2, 2, 0, 3] and left_in(iter([3, 2, 0]), keep, 4)==[2, 0]
+    assert left_in(np.array([1, 3, 2]), keep, 4)==[2, 1] and left_in(torch.tensor([1, 3]), keep, 4)==[1, 3] and left_in([1, 3], keep, 1)==[1]
+    assert left_in([0, 2, 0, 2, 0, 1, 3, 1], keep, 2, world=2)==[0, 2, 0, 2, 0, 1, 3] # of 5 each process would have 3, the last alone
+
+@pytest.mark.parametrize('world', [2, 3])
+def test_a_distributed_loader_without_some(world, monkeypatch):
+    "All processes have as many batches, together they hold all that stays, and share what is left out."
+    monkeypatch.setattr(DistributedDL, '_broadcast', lambda self, t, rank: t) # each draws the first one's order here
+    keep = torch.arange(90)%3==0
+    got = []
+    for rank in range(world):
+        random.seed(3)
+        num = Numbered(DistributedDL(numbered_dls().train, rank, world, device='cpu'), keep=keep)
+        n = len(num)
+        got.append([(i.tolist(), num.behind(len(i))) for _,i,_ in num])
+        assert len(got[-1])==n
+    assert len({len(o) for o in got})==1 and {i for o in got for b,_ in o for i in b}>=set(range(0, 90, 3))
+    assert all(len(b)>1 for o in got for b,_ in o) and all(sum(len(b)+k for b,k in o)==90//world for o in got)
+
+class CountsItems(Rows):
+    def __init__(self, *ts): super().__init__(*ts); self.n = [0]*len(ts[0])
+    def __getitem__(self, i):
+        self.n[i] += 1
+        return super().__getitem__(i)
+
+class FirstThird(SelectiveTraining):
+    "From the second epoch on a third of the samples stays, with a weight each."
+    method,by_id,watch_rows,by_epoch,weighs = 'third',True,True,True,True
+    def __init__(self, weights=None, **kwargs): super().__init__(selector=keep_all, **kwargs); self.w = weights
+    def keep_epoch(self, last): return None if self.epoch==0 else Selection(torch.arange(30), self.w)
+
+class Schedule(Callback):
+    order,run_valid = 99,False
+    def before_fit(self): self.at = []
+    def before_batch(self): self.at.append((self.epoch, self.learn.pct_train, self.learn.opt.hypers[0]['lr']))
+
+def test_what_is_left_out_is_not_loaded_and_the_schedule_is_right():
+    "Items are counted where they are read; the learning rate is that of fastai's one-cycle at the share of the training that is done, each epoch its third."
+    tr,valid = numbered()
+    ds = CountsItems(*tr.ts)
+    dls = DataLoaders(DataLoader(ds, bs=16, shuffle=True), DataLoader(valid, bs=16), device='cpu')
+    dls.n_inp = 2
+    learn = numbered_learner(FirstThird(), dls, [sched := Schedule()])
+    learn.fit_one_cycle(3, 1e-2)
+    assert ds.n==[3]*30+[1]*60 and sorted(learn.checks.seen)==sorted([*range(90), *2*list(range(30))])
+    f = combined_cos(.25, 1e-2/25, 1e-2, 1e-2/1e5)
+    want = [(0, i/18) for i in range(6)]+[(e, e/3+i/6) for e in (1,2) for i in range(2)]
+    assert [e for e,_,_ in sched.at]==[e for e,_ in want]
+    np.testing.assert_allclose([p for _,p,_ in sched.at], [p for _,p in want], atol=1e-12)
+    np.testing.assert_allclose([lr for _,_,lr in sched.at], [float(f(p)) for _,p in want], rtol=1e-6)
+    e = learn.selection.epochs
+    assert e.n_seen.tolist()==[90]*3 and e.n_kept.tolist()==[90, 30, 30] and e.n_iter.tolist()==[6, 2, 2]
+    np.testing.assert_allclose(e.kept_pct, [100, 100/3, 100/3])
+    assert learn.selection.batches.n_seen.tolist()==[16]*5+[10]+[48, 42]*2 and learn.selection.batches.n_trained.tolist()==[16]*5+[10]+[16, 14]*2
+
+@pytest.mark.parametrize('beside', ['mixup','clip','progress','partial'])
+def test_weights_of_an_epoch_come_with_its_batches(beside):
+    "Each sample's own, whatever else is there; weights of 1 train bit for bit as none."
+    make = dict(mixup=lambda: [MixUp()], clip=lambda: [GradientClip()], progress=lambda: [ProgressCallback()], partial=lambda: [CutShort(2)])[beside]
+    w = torch.linspace(.5, 2, 30)
+    class Looks(Callback):
+        order,run_valid = 57,False
+        def before_batch(self):
+            rows = self.learn.selection._fit.rows
+            if self.epoch: assert torch.equal(rows.weights, w[rows.ids]); self.seen = True
+    learn = make_learner(dls=lambda: loaders(*stripes(90)), model=image_net, loss_func=CE(), metrics=None, cbs=[FirstThird(w), *make(), looks := Looks()])
+    with contextlib.redirect_stdout(None): learn.fit(2, 1e-2)
+    assert looks.seen and learn.selection.epochs.n_kept[1]==30
+    with contextlib.redirect_stdout(None):
+        a,b = [fitted(2, dls=lambda: loaders(*stripes(90)), model=image_net, loss_func=CE(), metrics=None, cbs=[FirstThird(o), *make()])
+               for o in (None, torch.ones(30))]
+    assert_same(state(a), state(b))
 
 # ---- refused
 

@@ -11,7 +11,7 @@ package = root/'blf_explore'
 
 # floors from below, each in the order in which its modules may know of each other; the lessons' is that of their notebooks
 ENGINE = ['knobs','record','rows','losses','timing','folders','images','small','data','loading','traces','looking','rehearsal','logbook','fitting',
-          'selecting','filtering']
+          'selecting','epochs','filtering']
 PAGE = ['plots','widgets','cli']
 
 LONG_FUNCTIONS = { # above 40 lines

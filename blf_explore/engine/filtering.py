@@ -27,13 +27,13 @@ from .knobs import at
 from .record import Record, metric_columns
 from .rows import weigh
 from .losses import per_sample_loss
-from .loading import Numbered, cannot_number
+from .loading import cannot_number
 from .traces import of_any_size
 from .fitting import begin_fit, check_options, check_state, saved_state
-from .selecting import Selecting
+from .epochs import ByEpoch
 
 # %% ../../nbs/engine/14_filtering.ipynb #7dfc0fc2
-class SelectiveTraining(Selecting, Callback):
+class SelectiveTraining(ByEpoch, Callback):
     """Score every sample of a batch, select some, train on those, and write down what happened: `learn.selection`.
 
     Every method of this package is a preset of it. Scoring runs in eval mode, under `no_grad`, in the learner's own
@@ -88,7 +88,8 @@ class SelectiveTraining(Selecting, Callback):
     def timer(self): return self._fit and self._fit.log.timer
 
     def set(self, **settings):
-        "Change settings, also in mid-training: they hold from the next batch on. A bad one raises `ValueError` and changes nothing."
+        """Change settings, also in mid-training: they hold from the next batch on, and where a method leaves samples out of whole epochs from
+        the next epoch on. A bad one raises `ValueError` and changes nothing."""
         self.check(**(self.values() | settings))
         if settings.get('stale') and self._fit is not None and (why := cannot_number(self.dls.train)): raise ValueError(why)
         for k,v in settings.items(): setattr(self, k, v)
@@ -118,20 +119,10 @@ def before_train(self:SelectiveTraining):
     if f.look.world>1 and self.selector is not None and len(self.learn._grab_cbs(GradientAccumulation)):
         raise ValueError("GradientAccumulation counts the samples of its own process, so that several would step at different times: "
                          "remove it, or train in one process")
-    self._number()
-    self.begin_epoch()
     f.log.begin_epoch()
+    self.begin_epoch()
+    self._number(f)
     self._measured = {}
-
-@patch
-def _number(self:SelectiveTraining):
-    "Let the epoch's loader tell which samples a batch holds, if the method may ask."
-    if not (self.by_id or self.stale or 'stale' in self.settings): return
-    if not cannot_number(self.learn.dl): self.learn.dl = Numbered(self.learn.dl, self._unnumber)
-
-@patch
-def _unnumber(self:SelectiveTraining):
-    if isinstance(self.learn.dl, Numbered): self.learn.dl = self.learn.dl._dl
 
 @patch
 def after_train(self:SelectiveTraining):
@@ -167,7 +158,9 @@ def before_batch(self:SelectiveTraining):
         f.log.timer.start('train')
         return self._put(f, f.rest)
     rows = f.raw = self._incoming()
-    step = f.log.open(learn.epoch, rows.n, {k: at(v, f.pct) for k,v in self._note_changes(f, f.log.n_batch).items()})
+    settings = {k: at(v, f.pct) for k,v in self._note_changes(f, f.log.n_batch).items()}
+    step = f.log.open(learn.epoch, rows.n, settings)
+    if self.by_epoch: self._note_epoch(f, step)
     step.loss = learn.loss # where another callback cancels the batch, there is no other
     if self.selector is None:
         f.rows,step.is_plain = rows,True
@@ -192,6 +185,7 @@ def before_batch(self:SelectiveTraining):
 def _is_on(self:SelectiveTraining, f, rows):
     "Whether this batch is selected from, or trains plainly."
     learn = self.learn # whose attributes are looked up many times faster than by way of the callback
+    if self.by_epoch: return False # it has chosen already
     if not f.when(learn.epoch, learn.iter, learn.n_epoch, learn.n_iter): return False
     return self.switch is None or self.switch.is_on(self.memory['switch'], rows.n, self)
 
@@ -225,7 +219,7 @@ def after_pred(self:SelectiveTraining):
     "With weights: each row of the output's gradient gets its sample's."
     f = self._fit
     if f is None or self.selector is None: return
-    w = f.rows.weights
+    w = None if self._of_batch else f.rows.weights
     if f.look.world>1: # each process averages over its own samples
         f.share = f.look.share(f.n_real)
         w = (torch.ones(f.rows.n, device=f.look.device) if w is None else w)*f.share
@@ -238,8 +232,8 @@ def after_loss(self:SelectiveTraining):
     if f is None or self.selector is None: return
     if f.watched or self.watch_rows or f.rows.weights is not None:
         f.log.timer.next('select')
-        if f.rows.weights is not None: self._report_weighted(f)
         if f.watched or self.watch_rows: self._watch(f)
+        if f.rows.weights is not None: self._report_weighted(f)
         f.log.timer.next('train')
     if f.log.now is not None: f.log.now.loss = self.learn.loss
     if f.look.world>1: self.learn.loss = self.learn.loss*f.share # fastai shows the mean over processes: now that over their samples

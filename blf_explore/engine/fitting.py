@@ -52,6 +52,10 @@ class Fit:
     share:float=1. # This process's, of a step of several
     n_real:int=0 # Samples that count in the step; one may only keep another company
     rehearsed:bool=False # Was the learner tried out?
+    keep:object=None # Of a method that leaves samples out of an epoch: does the one at this position stay? (N,); None: all do
+    weights:object=None # Their weights, (N,), or None
+    settings:object=None # The settings that these were chosen by
+    t_keep:float=0. # Seconds that it took
     is_sum:bool=False # Is a batch's loss the sum of its samples' losses, as far as one lone sample's company is concerned?
 
 # %% ../../nbs/engine/12_fitting.ipynb #6173d9ab

@@ -140,6 +140,10 @@ def _below_one(name, val):
     raise ValueError(f"{name}={'a schedule that reaches 1' if callable(val) else repr(val)} would drop every sample below the mean, "
                      "and none would be left to stand for them: give a number from 0 up to, but not including, 1")
 
+def _decay(name, val):
+    if _is_number(val) and 0<=val<1: return val
+    raise ValueError(f"{name}={val!r} is not accepted: give a number from 0 up to, but not including, 1")
+
 def _from_0(name, val, what):
     return check_number(name, val, lambda o: 0<=o<math.inf, f'give a number of at least 0 ({what}), or a fastai schedule of such')
 
@@ -149,7 +153,9 @@ _kinds = dict(
     share_below_1=_below_one,
     power=lambda name, val: _from_0(name, val, '0 keeps all'),
     threshold=lambda name, val: val if val is None else _from_0(name, val, '0: always on; None: the published threshold'),
-    whole=check_whole)
+    whole=check_whole,
+    groups=lambda name, val: check_whole(name, val, 1),
+    decay=_decay)
 
 @dataclass(frozen=True)
 class Method:
@@ -164,7 +170,7 @@ class Method:
 
 _share = Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep', 'share_above_0')
 
-# the colours are Okabe and Ito's, which the colour-blind can tell apart, and five more, found by search
+# the colours are Okabe and Ito's, which the colour-blind can tell apart, and seven more, found by search
 methods = {
     'BLF': Method('BatchLossFilter', 'blf', 'BatchLossFilter', '#0072B2',
         'Keeps the hardest samples until they hold loss_perc of the batch’s loss, and at least sample_perc of the samples.',
@@ -195,4 +201,15 @@ methods = {
     'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#551100',
         'Keeps the samples that are rare by the features of the first layers. The deep layers see no other.',
         (replace(_share, default=.6),), 'rarity of the shallow features'),
+    'SeTa': Method('SeTa', 'seta', 'SeTa', '#00EEBB',
+        'Trains on groups of neighbouring losses, from easy to hard: a window that slides by one group an epoch. It scores nothing.',
+        (Knob('prune', 0., .95, .01, .1, 'share dropped at random', 'share_below_1'),
+         Knob('groups', 1, 20, 1, 5, 'groups by loss', 'groups'),
+         Knob('window', .05, 1., .05, .9, 'share of the groups to train on', 'share_above_0'),
+         Knob('delta', 0., 1., .005, .875, 'share of training with a window')), 'last training loss'),
+    'BLS': Method('Batch Loss Score', 'bls', 'BLS', '#332299',
+        'InfoBatch for a loss that has no samples: a sample’s score is a moving average of the losses of its batches.',
+        (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
+         Knob('delta', 0., 1., .005, .875, 'share of training that prunes'),
+         Knob('alpha', 0., .95, .05, .7, 'memory of the moving average', 'decay')), 'moving average of batch losses'),
     'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '#000000', '')}

@@ -36,7 +36,7 @@ class Step:
     "What is known of the batch at hand; later a row of the record's table `batches`."
     epoch:int # From 0
     batch:int # From 0, of the whole fit
-    n_seen:int # Samples in the batch
+    n_seen:int # Samples in the batch; where a method leaves some out of the epoch, with this batch's part of them
     n_kept:int # Of these, selected
     n_trained:int # Samples that the step trained on, some of them perhaps from earlier batches; 0: no step
     settings:dict=field(default_factory=dict) # The method's settings for this batch
@@ -47,12 +47,14 @@ class Step:
     stepped:bool=False # Did a backward end?
     is_plain:bool=False # Is the step itself a plain one whose time is wanted?
     plain:list=None # Marks of a plain step that was timed beside it
+    n_iter:int=None # Batches of its epoch, where they are not as many in every one
+    t_keep:float=0. # Seconds that choosing the epoch's samples took, in its first batch
 
     def row(self, t):
         "As a row of the table, given the seconds of its phases."
         return dict(epoch=self.epoch, batch=self.batch, n_seen=self.n_seen, n_kept=self.n_kept, n_trained=self.n_trained, n_scored=self.n_scored,
-                    finite=self.finite, **self.settings, kept_pct=100*self.n_kept/self.n_seen, t_score_s=t.get('score', 0.),
-                    t_select_s=t.get('select', 0.), t_train_s=t.get('train', 0.)+t.get('step', 0.),
+                    finite=self.finite, **self.settings, **({} if self.n_iter is None else dict(n_iter=self.n_iter)),
+                    kept_pct=100*self.n_kept/self.n_seen, t_score_s=t.get('score', 0.), t_select_s=t.get('select', 0.)+self.t_keep, t_train_s=t.get('train', 0.)+t.get('step', 0.),
                     train_loss=float(self.loss) if self.n_trained else math.nan)
 
 # %% ../../nbs/engine/11_logbook.ipynb #7e4cbe0f
@@ -102,6 +104,7 @@ class Logbook:
         row = dict(epoch=epoch) | {o: sum(r[o] for r in rows) for o in ('n_seen','n_kept','t_score_s','t_select_s','t_train_s')}
         row['kept_pct'] = 100*row['n_kept']/row['n_seen']
         row['t_epoch_s'] = self.t_epoch
+        if 'n_iter' in rows[-1]: row['n_iter'] = rows[-1]['n_iter']
         row['overhead_pct'] = 100*(row['t_score_s']+row['t_select_s'])/(self.record.plain_step_s()*len(rows))
         probes = [r for r in self.record.rows['probes'] if r['epoch']==epoch and r['batch']>0]
         row |= {o: probes[-1][o] if probes else np.nan for o in ('sign_agreement','cosine')}

@@ -260,6 +260,23 @@ class Look:
         torch.distributed.all_reduce(t, op)
         return bool(t)
 
+    def newest(self, known):
+        "Give `known`, a `LastScores`, of each sample the newest score that any process has."
+        if self.world==1: return
+        mine = torch.stack([known.scores.double(), known.epochs.double()]).to(self.device)
+        of_all = [torch.empty_like(mine) for _ in range(self.world)]
+        torch.distributed.all_gather(of_all, mine)
+        scores,epochs = torch.stack(of_all).cpu().unbind(1)
+        newest = epochs.argmax(0)[None]
+        known.scores,known.epochs = scores.gather(0, newest)[0].float(),epochs.gather(0, newest)[0].long()
+
+    def as_the_first(self, t):
+        "A tensor on the CPU as the first process has it."
+        if self.world==1: return t
+        t = t.to(self.device)
+        torch.distributed.broadcast(t, 0)
+        return t.cpu()
+
     def share(self, k:int)->float:
         "What to weigh this process's mean over k samples by, so that the mean over the processes is that over all their samples."
         if self.world==1: return 1.

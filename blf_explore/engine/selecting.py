@@ -65,6 +65,9 @@ class Selecting:
 
     def values(self): return {o: getattr(self, o) for o in self.settings}
 
+    @property
+    def _of_batch(self): return getattr(self.score, 'of_batch', False) # a score that is made of the batch's loss, and knows no other
+
     # what a method may put in their place
 
     def check(self, **settings):
@@ -108,7 +111,8 @@ def _incoming(self:Selecting)->Rows:
     self.ids = ids
     mix = self._fit.look.mix
     mixed = (mix.yb1, mix.lam.expand(n) if mix.lam.numel()==1 else mix.lam) if self._fit.look.mixes else None # CutMix has one share for all
-    return Rows(xb, yb, torch.full((n,), -1) if self.ids is None else ids, None, mixed)
+    w = self._fit.weights
+    return Rows(xb, yb, torch.full((n,), -1) if self.ids is None else ids, None if w is None else w[ids].to(self._fit.look.device), mixed)
 
 @patch
 def _note_changes(self:Selecting, f, batch):
@@ -217,7 +221,7 @@ def _rehearse(self:Selecting, f, rows):
     if f.rehearsed: return
     with f.log.timer.excluded():
         rehearse(f.look, rows, self.score)
-        if self.weighs: self._reduction(f, rows)
+        if self.weighs and not self._of_batch: self._reduction(f, rows)
         if self.queue and self._needs_two(f): f.is_sum = f.look.is_sum(rows)
         if f.look.found.cannot_select and (sel := self._would_keep(f, rows)) is not None and (len(sel.idxs)<rows.n or sel.weights is not None):
             raise ValueError(f.look.found.cannot_select)
@@ -235,6 +239,10 @@ def _mixed(self:Selecting, f): return (f.look.mix.yb1, f.look.mix.lam) if f.look
 @patch
 def _report_weighted(self:Selecting, f):
     "The weighted loss in place of the plain one; refuse a loss that turns out to be neither mean nor sum."
+    if self._of_batch: # there is but one loss to weigh, and the step follows it
+        w = f.rows.weights.mean()
+        self.learn.loss,self.learn.loss_grad = self.learn.loss*w,self.learn.loss_grad*w
+        return
     pred,yb = self.learn.pred,self.learn.yb
     losses = f.look.watched(per_sample_loss, pred, yb, self._mixed(f))
     plain = f.look.unreported(pred, yb)
@@ -248,9 +256,10 @@ def _report_weighted(self:Selecting, f):
 def _watch(self:Selecting, f):
     "The scores of a step that is only watched: they come free from the training forward."
     pred,yb,mixed,rows = self.learn.pred,self.learn.yb,self._mixed(f),f.rows
-    scores = on_cpu(f.look.watched(self.score, pred, yb, mixed))
+    scores = on_cpu(self.learn.loss).mean().expand(rows.n) if self._of_batch else on_cpu(f.look.watched(self.score, pred, yb, mixed))
     for_switch = None if self.switch is None else on_cpu(f.look.watched(self.switch.score, pred, yb, mixed))
     finite = bool(scores.isfinite().all())
+    if finite and self._of_batch: scores = self.score.update(self._known().scores[rows.ids], scores)
     if not finite: f.log.not_finite(self.epoch)
     elif self.stale or self.watch_rows: self._known().note(rows.ids, scores[:rows.n], self.epoch)
     if f.watched and self.ids is not None: self.ids = rows.ids

@@ -46,7 +46,9 @@ def _n_epoch(rec): # planned, or done where those are more
 def _info(rec, row): # of the row's own fit, where several are joined
     return rec.info['fits'][row['fit']] if 'fits' in rec.info else rec.info
 
-def _n_iter(rec, row): return _info(rec, row).get('n_iter') or 1 # batches of a full epoch
+def _n_iter(rec, row): # batches of a full epoch: the row's own, where a method leaves samples out of whole epochs
+    own = row.get('n_iter')
+    return int(own) if own and own==own else _info(rec, row).get('n_iter') or 1
 
 def run_names(
     *recs # Records, or their methods; None: no run
@@ -102,7 +104,8 @@ def _spans(
     batches,res = list(rec.rows['batches']),[]
     parts = _parts(batches)
     for r in rows:
-        e,n_iter,(i,j) = r['epoch'],_n_iter(rec, r),parts.get(r['epoch'], (0, 0))
+        i,j = parts.get(e := r['epoch'], (0, 0))
+        n_iter = _n_iter(rec, batches[i] if j else r)
         first = batches[i]['batch'] if j else min(r['batch'], e*n_iter) # none of the epoch's batches is done yet
         k,n = r['batch']-first,max(j-i, n_iter)
         res.append((e+min(k/n, 1), e+min((k+1)/n, 1)))

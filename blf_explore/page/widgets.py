@@ -232,7 +232,7 @@ class Lane:
             set_seed(settings['seed'])
             dls = DataLoaders(*[o.new() for o in dls.loaders], path=dls.path, device=dls.device)
             dls.train.rng = random.Random(settings['seed'])
-            self.n_iter = len(dls.train)
+            self.n_iter = self.n_now = len(dls.train) # of a whole epoch, and of the present one
             m = dashboard_methods[self.method]
             cbs = [getattr(_lib(m.module), m.cls)(**self.knobs(settings), **({'holdout': holdout[0]} if holdout else {}))]
             n = 256 if hasattr(dls.train_ds, 'image') else 64
@@ -250,6 +250,11 @@ class Lane:
     @property
     def selects(self): return self.method!='plain'
 
+    @property
+    def done_epochs(self):
+        "How far the training is, in epochs; some have fewer batches, where a method leaves samples out of them."
+        return 0 if self.at is None else self.at[0]+(self.at[1]+1)/self.n_now
+
     def says(self):
         "Whether the method selects at the moment, in words."
         if not self.selects: return 'trains on all samples'
@@ -262,8 +267,9 @@ class Lane:
         end = min(cb.end*total, math.floor(getattr(cb, 'delta', 1.)*self.settings['epochs'])*self.n_iter) # InfoBatch ends with an epoch
         if first>=end: return 'selects in no epoch'
         if first==0 and end==total: return 'selects from every batch'
-        if self.n_batch<first: return f'selects from epoch {int(first/self.n_iter)+1} on'
-        return 'selects now' if self.n_batch<end or end==total else 'selects no more'
+        n = self.done_epochs*self.n_iter
+        if n<first: return f'selects from epoch {int(first/self.n_iter)+1} on'
+        return 'selects now' if n<end or end==total else 'selects no more'
 
     def knobs(self, settings): # the dashboard's
         "Its method's settings, by the names that the method has for them."
@@ -293,7 +299,7 @@ class Lane:
 
     def _after_batch(self):
         if not self.learn.training or self.at==(self.learn.epoch,self.learn.iter): return
-        self.at = self.learn.epoch,self.learn.iter
+        self.at,self.n_now = (self.learn.epoch,self.learn.iter),self.learn.n_iter
         self.n_batch,self.last = self.n_batch+1,self.learn.selection.last
         self.changed()
 
@@ -689,13 +695,14 @@ class LiveDashboard(anywidget.AnyWidget):
 
     def _state_now(self, now):
         s,lane,n,n_epoch = self.session,self.session.lane,self.n_batch,self.settings['epochs']
-        n_iter,status = lane.n_iter if lane else 0,self.status
+        n_iter,status = lane.n_now if lane else 0,self.status
+        done,(epoch,i) = lane.done_epochs if lane else 0,lane.at or (0,-1) if lane else (0,-1)
         self._speed = (self._speed[-40:] if status=='running' else []) + [(now,n)]
         (t0,n0),(t1,n1) = self._speed[0],self._speed[-1]
-        left = (t1-t0)/(n1-n0)*(n_iter*n_epoch-n) if n1>n0 else math.nan
+        left = (t1-t0)/(n1-n0)*n*(n_epoch-done)/done if n1>n0 else math.nan
         return dict(status=status, what=s.what, error=self._error(), settings=self.settings | self._pending, now=self.settings,
                     auto=self._auto(), preset=self._preset(), by=self._by, pending=list(self._pending), queued=s.want is not None and not s.ready,
-                    epoch=(max(n, 1)-1)//n_iter+1 if lane else 0, n_epoch=n_epoch, batch=(n-1)%n_iter+1 if n else 0, n_iter=n_iter,
+                    epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
                     n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
                     values=headlines(self.records, self._by) if n else {},
                     says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})

@@ -9,7 +9,7 @@ from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
 from fastai.callback.data import CollectDataCallback
-from blf_explore.all import BatchLossFilter, HardNegativeMining, InfoBatch, SelectiveBackprop, SelectiveTraining
+from blf_explore.all import BatchLossFilter, HardNegativeMining, SelectiveBackprop, SelectiveTraining
 from core_tools import *
 from references import epochs_by_hand, hand_learner, loss_of, Some, steps_by_hand
 
@@ -160,7 +160,7 @@ class Kept(Some):
 
 WAITS = dict( # the first batches only fill the queue; of the last method nothing may be kept of them
     HNM=lambda: HardNegativeMining(.25, queue=True), few=lambda: HardNegativeMining(.01, queue=True), SB=lambda: SelectiveBackprop(4., warmup=0),
-    InfoBatch=lambda: InfoBatch(.9, delta=1., warmup=0), BLF=lambda: BatchLossFilter(.1, queue=True))
+ BLF=lambda: BatchLossFilter(.1, queue=True))
 waiting = pytest.mark.parametrize('name', WAITS)
 
 def logged(name, cbs, n=2, **kwargs):

@@ -88,7 +88,9 @@ def test_mixed_precision_of_every_method(on_cpu, dtype, name):
     a,b = run(True),run(False)
     assert a.batches.finite.all() and a.batches.n_kept.sum()<180
     first = next(i for i,o in enumerate(b.record.losses) if len(o))
-    assert np.corrcoef(a.record.losses[first], b.record.losses[first])[0,1]>.99
+    a,b = a.record.losses[first],b.record.losses[first]
+    if name=='BLS': np.testing.assert_allclose(a, b, rtol=.02) # one score for all of a first batch
+    else: assert np.corrcoef(a, b)[0,1]>.99
 
 @double
 @pytest.mark.parametrize('pick', [Some, weighted])

@@ -3,7 +3,7 @@ import contextlib
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.callback.schedule import SchedLin
-from blf_explore.all import CoreSet, InfoBatch, PartialForwardBlocking, SelectiveTraining
+from blf_explore.all import BLS, CoreSet, InfoBatch, PartialForwardBlocking, SelectiveTraining, SeTa
 from blf_explore.blf import BatchLossFilter
 from blf_explore.importance import ImportanceSampling, TauSwitch
 from blf_explore.sb import RankSelectiveBackprop, SelectiveBackprop
@@ -22,6 +22,8 @@ RESUMED = dict(
     importance_queue=lambda: ImportanceSampling(sample_perc=.4, tau_th=0, queue=True),
     switched_BLF=lambda: BatchLossFilter(loss_perc=.5, switch=TauSwitch(tau_th=.8)),
     InfoBatch=lambda: InfoBatch(prune=.5, delta=.75),
+    SeTa=lambda: SeTa(.2, 4, .5, 1.),
+    BLS=lambda: BLS(.5, 1., .7),
     CoreSet=lambda: CoreSet(sample_perc=.5),
     PFB=lambda: PartialForwardBlocking(sample_perc=.5, start=0., end=1., n_centres=30))
 
