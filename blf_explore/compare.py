@@ -19,7 +19,7 @@ A comparison that was interrupted goes on where it stopped: every finished run i
 __all__ = ['median_interval', 'verdict', 'time_to_reach', 'add_method', 'make_learner', 'run_one', 'Comparison', 'compare']
 
 # %% ../nbs/lessons/21_compare.ipynb #9ad251a0
-import hashlib, json, math, random, sys, time, numpy as np, pandas as pd
+import hashlib, inspect, json, math, random, sys, time, numpy as np, pandas as pd
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -58,24 +58,38 @@ def verdict(
     return 'more' if lo>0 else 'less' if hi<0 else 'none'
 
 # %% ../nbs/lessons/21_compare.ipynb #02505917
+def _rising(x, gains):
+    "What is nearest to `gains` and never falls. Rounded, for the mean of .1, -.1 and 0 is to be 0."
+    return IsotonicRegression().fit_transform(x, gains).round(9)
+
 def time_to_reach(
     budgets, # Seconds, rising, shape (n,)
     gains, # What runs with these budgets reached, less the target, shape (n,)
 )->float: # Seconds; infinity if none is enough, and the smallest budget if it is enough
     """The shortest budget that reaches the target. What is reached is taken to rise with the budget (isotonic regression), and to rise
     in a straight line over the logarithm of the budget between two that were run."""
-    x,y = np.log(budgets),IsotonicRegression().fit_transform(np.log(budgets), gains)
+    x = np.log(budgets)
+    y = _rising(x, gains)
     if y[-1]<0: return math.inf
     i = int(np.argmax(y>=0))
     if i==0 or y[i-1]==y[i]: return float(budgets[i])
     return float(np.exp(x[i-1] + (x[i]-x[i-1])*(0-y[i-1])/(y[i]-y[i-1])))
 
 # %% ../nbs/lessons/21_compare.ipynb #20405060
+def _class(name): return getattr(import_module(f'blf_explore.{known[name].module}'), known[name].cls)
+
+def _known_settings(label, name, settings):
+    "`settings`, if the method has them all."
+    own = {k: None for o in (_class(name), SelectiveTraining) for k in inspect.signature(o).parameters if k not in ('kwargs','score','selector')}
+    for k,v in settings.items():
+        if k not in own: raise ValueError(f"{k}={v!r} of methods[{label!r}] is no setting of {name}: it has {', '.join(own)}")
+    return settings
+
 def _spec(label, o):
     "(method of the table or None, settings) or a function that adds a method to a learner; or the sentence that says what is wrong."
     if callable(o) and not isinstance(o, type): return o
     name,settings = (o, {}) if isinstance(o, str) else o if isinstance(o, (tuple,list)) and len(o)==2 else (None, None)
-    if name in known and isinstance(settings, dict): return name,settings
+    if name in known and isinstance(settings, dict): return name,_known_settings(label, name, settings)
     raise ValueError(f"methods[{label!r}]={o!r} is not accepted: give one of {list(known)}, a pair of such a name and a dict of its "
                      "settings, or a function that adds a callback to a Learner")
 
@@ -97,7 +111,7 @@ def add_method(
         name,settings = spec
         if name=='RHO-LOSS' and 'holdout' not in settings: # two networks, each trained for an epoch on half of the data
             prepared,settings = 1,dict(holdout=half_losses(learn.dls, seed, epochs=1)) | settings
-        learn.add_cb(getattr(import_module(f'blf_explore.{known[name].module}'), known[name].cls)(**own | settings))
+        learn.add_cb(_class(name)(**own | settings))
     if not len(learn._grab_cbs(SelectiveTraining)): learn.add_cb(SelectiveTraining(**own))
     return prepared
 
@@ -178,16 +192,24 @@ class Comparison:
         return xs,ys
 
     def time_to_target(self, name, seeds=None)->float: # Seconds
-        "The shortest budget in which a method reaches, in the median of the seeds, what plain training reaches in the whole budget."
-        return time_to_reach(*self._gains(name, self.settings['seeds'] if seeds is None else seeds))
+        """The shortest budget in which a method reaches, in the median of the seeds, what plain training reaches in the whole budget.
+        NaN: these seeds have no runs to tell by."""
+        xs,ys = self._gains(name, self.settings['seeds'] if seeds is None else seeds)
+        return time_to_reach(xs, ys) if xs else math.nan
+
+    def drawn(self, of, draws:int=1000)->tuple: # (lowest, highest); NaN with one seed, which has no spread
+        "The middle 90% of what `of` gives for seeds drawn anew, with replacement (bootstrap); the same draws for every method."
+        g,seeds = random.Random(0),self.settings['seeds']
+        res = [of(g.choices(seeds, k=len(seeds))) for _ in range(draws)] if len(seeds)>1 else []
+        res = sorted(o for o in res if not math.isnan(o))
+        return (res[len(res)//20],res[-1-len(res)//20]) if res else (math.nan,math.nan)
 
     def speedup(self, name, draws:int=1000)->tuple: # (times faster, lowest, highest)
         """How many times less time than plain training a method takes to plain's accuracy, plain's own shortest budget being searched
-        alike; and the middle 90% of what seeds drawn anew (bootstrap, paired) give. 0: it does not get there within the budget."""
+        alike; and the middle 90% of what seeds drawn anew (bootstrap, paired) give, NaN with one seed. 0: it does not get there within
+        the budget. NaN: there are no runs to tell by."""
         def ratio(seeds): return self.time_to_target('plain', seeds)/self.time_to_target(name, seeds)
-        g,seeds = random.Random(0),self.settings['seeds']
-        drawn = sorted(ratio(g.choices(seeds, k=len(seeds))) for _ in range(draws)) if len(seeds)>1 else [ratio(seeds)]
-        return ratio(seeds),drawn[len(drawn)//20],drawn[-1-len(drawn)//20]
+        return ratio(self.settings['seeds']),*self.drawn(ratio, draws)
 
     def table(self)->pd.DataFrame: # A row a method
         "Accuracy within the whole budget, and time to plain's accuracy."
@@ -195,7 +217,7 @@ class Comparison:
         for name in self.names:
             mine = [r for r in self.rows if r['method']==name and r['share']==1.]
             if not mine: continue
-            acc,less = [r['accuracy'] for r in mine],self.less_plain(name)
+            acc,less = [r['accuracy'] for r in mine],self.less_plain(name) or [math.nan]
             t,lo,hi = self.speedup(name, 200)
             med = {k: float(np.median([r[k] for r in mine])) for k in ('ref_s','wall_s','n_epoch')}
             res.append(dict(method=name, seeds=len(mine), accuracy=float(np.median(acc)), accuracy_lo=min(acc), accuracy_hi=max(acc),
@@ -253,7 +275,7 @@ def _brackets(c, specs):
     res = {}
     for m in specs:
         xs,ys = c._gains(m, c.settings['seeds'])
-        y = IsotonicRegression().fit_transform(np.log(xs), ys)
+        y = _rising(np.log(xs), ys)
         i = int(np.argmax(y>=0))
         if y[-1]>=0 and i>0: res[m] = math.sqrt(xs[i-1]*xs[i])/c.settings['budget_s']
     return res
@@ -372,8 +394,10 @@ def _do(c, jobs, folder, executor, say):
             try: yield from ((futures[f], f.result()) for f in as_completed(futures))
             finally:
                 for f in futures: f.cancel()
-    for n,(job,rec) in enumerate(results()):
-        left -= job['seconds']
-        if runs is not None: rec.save(_file(runs, job))
-        say(_note(c, rec), len(todo)-n-1, left)
-    if folder is not None: c.save(Path(folder)/'comparison.json')
+    try:
+        for n,(job,rec) in enumerate(results()):
+            left -= job['seconds']
+            if runs is not None: rec.save(_file(runs, job))
+            say(_note(c, rec), len(todo)-n-1, left)
+    finally: # interrupted: what is done can be looked at
+        if folder is not None: c.save(Path(folder)/'comparison.json')
