@@ -19,13 +19,12 @@ A comparison that was interrupted goes on where it stopped: every finished run i
 __all__ = ['median_interval', 'verdict', 'time_to_reach', 'add_method', 'make_learner', 'run_one', 'Comparison', 'compare']
 
 # %% ../nbs/lessons/21_compare.ipynb #9ad251a0
-import hashlib, inspect, json, math, random, sys, time, numpy as np, pandas as pd
+import hashlib, inspect, json, math, random, statistics, sys, time, numpy as np, pandas as pd
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from sklearn.isotonic import IsotonicRegression
 from fastai.basics import *
 from fastai.metrics import accuracy
 from .engine.knobs import check_number, check_whole, methods as known
@@ -58,9 +57,16 @@ def verdict(
     return 'more' if lo>0 else 'less' if hi<0 else 'none'
 
 # %% ../nbs/lessons/21_compare.ipynb #02505917
-def _rising(x, gains):
-    "What is nearest to `gains` and never falls. Rounded, for the mean of .1, -.1 and 0 is to be 0."
-    return IsotonicRegression().fit_transform(x, gains).round(9)
+def _rising(gains):
+    """What is nearest to `gains` and never falls (isotonic regression): neighbours that fall are replaced by their mean, again and again.
+    Rounded, for the mean of .1, -.1 and 0 is to be 0."""
+    pools = [] # [mean, number]
+    for g in gains:
+        pools.append([g, 1])
+        while len(pools)>1 and pools[-2][0]>pools[-1][0]:
+            (a,n),(b,m) = pools[-2:]
+            pools[-2:] = [[(a*n+b*m)/(n+m), n+m]]
+    return [round(v, 9) for v,n in pools for _ in range(n)]
 
 def time_to_reach(
     budgets, # Seconds, rising, shape (n,)
@@ -68,12 +74,12 @@ def time_to_reach(
 )->float: # Seconds; infinity if none is enough, and the smallest budget if it is enough
     """The shortest budget that reaches the target. What is reached is taken to rise with the budget (isotonic regression), and to rise
     in a straight line over the logarithm of the budget between two that were run."""
-    x = np.log(budgets)
-    y = _rising(x, gains)
+    y = _rising(gains)
     if y[-1]<0: return math.inf
-    i = int(np.argmax(y>=0))
-    if i==0 or y[i-1]==y[i]: return float(budgets[i])
-    return float(np.exp(x[i-1] + (x[i]-x[i-1])*(0-y[i-1])/(y[i]-y[i-1])))
+    i = next(i for i,o in enumerate(y) if o>=0)
+    if i==0: return float(budgets[0])
+    a,b = math.log(budgets[i-1]),math.log(budgets[i])
+    return math.exp(a + (b-a)*(0-y[i-1])/(y[i]-y[i-1]))
 
 # %% ../nbs/lessons/21_compare.ipynb #20405060
 def _class(name): return getattr(import_module(f'blf_explore.{known[name].module}'), known[name].cls)
@@ -173,22 +179,24 @@ class Comparison:
     @property
     def shares(self): return sorted({r['share'] for r in self.rows})
 
-    def _accuracy(self, name, share):
-        "{seed: accuracy} of the runs of one method with one budget."
-        return {r['seed']: r['accuracy'] for r in self.rows if r['method']==name and r['share']==share}
+    def _accuracies(self, name):
+        "{share: {seed: accuracy}} of the runs of one method, the shares rising."
+        res = {}
+        for r in self.rows:
+            if r['method']==name: res.setdefault(r['share'], {})[r['seed']] = r['accuracy']
+        return dict(sorted(res.items()))
 
     def less_plain(self, name, share=1.)->list: # Of accuracies, one a seed
         "By how much a method's accuracy is above plain training's, seed by seed, within the same budget."
-        mine,plain = self._accuracy(name, share),self._accuracy('plain', share)
+        mine,plain = (self._accuracies(o).get(share, {}) for o in (name,'plain'))
         return [mine[s]-plain[s] for s in sorted(mine.keys() & plain.keys())]
 
     def _gains(self, name, seeds):
         "(budgets, median gain at each over plain with the whole budget): what `time_to_reach` reads."
-        target,xs,ys = self._accuracy('plain', 1.),[],[]
-        for share in self.shares:
-            mine = self._accuracy(name, share)
+        target,xs,ys = self._accuracies('plain').get(1., {}),[],[]
+        for share,mine in self._accuracies(name).items():
             gains = [mine[s]-target[s] for s in seeds if s in mine and s in target]
-            if gains: xs,ys = [*xs, share*self.settings['budget_s']],[*ys, float(np.median(gains))]
+            if gains: xs,ys = [*xs, share*self.settings['budget_s']],[*ys, statistics.median(gains)]
         return xs,ys
 
     def time_to_target(self, name, seeds=None)->float: # Seconds
@@ -275,9 +283,9 @@ def _brackets(c, specs):
     res = {}
     for m in specs:
         xs,ys = c._gains(m, c.settings['seeds'])
-        y = _rising(np.log(xs), ys)
-        i = int(np.argmax(y>=0))
-        if y[-1]>=0 and i>0: res[m] = math.sqrt(xs[i-1]*xs[i])/c.settings['budget_s']
+        y = _rising(ys)
+        i = next((i for i,o in enumerate(y) if o>=0), 0)
+        if i>0: res[m] = math.sqrt(xs[i-1]*xs[i])/c.settings['budget_s']
     return res
 
 # %% ../nbs/lessons/21_compare.ipynb #2d5841cc

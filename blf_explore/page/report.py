@@ -30,7 +30,7 @@ from .plots import _axis, _layout
 # %% ../../nbs/page/04_report.ipynb #37211505
 _Style = namedtuple('_Style', 'color dash symbol')
 _dashes = ('solid','dash','dot','dashdot','longdash','longdashdot')
-_symbols = ('circle','square','diamond','triangle-up','x','star')
+_symbols = {'circle': '●', 'square': '■', 'diamond': '◆', 'triangle-up': '▲', 'x': '✖', 'star': '★'} # as plotly calls them, and as text
 _own = ('#E69F00','#56B4E9','#7A7A7A') # of functions that are not in the table of methods
 
 def run_styles(
@@ -42,7 +42,7 @@ def run_styles(
         if isinstance(spec, str): color,n_own = _own[n_own%len(_own)],n_own+1
         else: color = colors[spec[0]]
         i = used[color] = used.get(color, -1)+1
-        res[label] = _Style(color, _dashes[i%len(_dashes)], _symbols[i%len(_symbols)])
+        res[label] = _Style(color, _dashes[i%len(_dashes)], [*_symbols][i%len(_symbols)])
     return res
 
 # %% ../../nbs/page/04_report.ipynb #f59e2be3
@@ -75,6 +75,14 @@ def _target(c):
     acc = [100*r['accuracy'] for r in c.rows if r['method']=='plain' and r['share']==1.]
     return statistics.median(acc) if acc else None
 
+def _accuracy_axis(c, title):
+    "An axis for accuracies around plain training's; what is far below it would press the rest together."
+    acc = [100*r['accuracy'] for r in c.rows if r['method']=='plain']
+    if not acc: return _axis(title)
+    top,low = max(100*r['accuracy'] for r in c.rows),min(acc)
+    span = max(top-low, 1.)
+    return _axis(title, range=[max(low-.6*span, 0), min(top+.25*span, 101.)])
+
 def _add_target(fig, c):
     if (y := _target(c)) is not None:
         fig.add_hline(y=y, line=dict(color='#000', dash='dot', width=1.5))
@@ -86,14 +94,14 @@ def budget_figure(
     c # A `Comparison`
 )->go.Figure:
     """Accuracy by budget: each point is a whole training with a schedule of its own, the line goes through the medians of the seeds; dotted:
-    the median of plain training with the whole budget."""
+    the median of plain training with the whole budget. What is far below plain training is out of the figure."""
     data = []
     for name,st in run_styles(c).items():
         points = {}
         for r in c.rows:
             if r['method']==name: points.setdefault(r['budget_s'], []).append((100*r['accuracy'], r['seed']))
         if points: data += _median_and_points(name, st, points, f'{name}, seed %{{customdata}}: %{{y:.2f}}% within %{{x:.3g}} s<extra></extra>')
-    return _add_target(_figure(data, _axis(f'budget, seconds of the {_clock(c)}'), _axis('accuracy after training, %')), c)
+    return _add_target(_figure(data, _axis(f'budget, seconds of the {_clock(c)}'), _accuracy_axis(c, 'accuracy after training, %'), height=480), c)
 
 # %% ../../nbs/page/04_report.ipynb #38d43fce
 def _curves(c, name):
@@ -128,26 +136,23 @@ def course_figure(
     "Accuracy after each epoch of the trainings with the whole budget: thin lines are seeds, the thick one is their median."
     if by not in _by: raise ValueError(f"by={by!r} is not accepted: give one of {', '.join(map(repr, _by))}")
     col,k,title = _by[by]
-    data,ends = [],[]
+    data = []
     for name,st in run_styles(c).items():
         lines = {s: ([r[col]/k for r in rs], [100*r['accuracy'] for r in rs]) for s,rs in _curves(c, name).items()}
         if lines: data += _thin_and_thick(name, st, lines, '%')
-        ends += [y[-1] for _,y in lines.values()]
-    y = _axis('accuracy so far, %')
-    if ends: # what begins at chance would press the rest together
-        low = max(min(ends)-30, 0)
-        y |= dict(range=[low, min(max(max(max(t.y, default=0) for t in data)+1.5, max(ends)+1.5), 101.5)])
-    return _add_target(_figure(data, _axis(title, rangemode='tozero'), y, note='no run with the whole budget is finished'), c)
+    return _add_target(_figure(data, _axis(title, rangemode='tozero'), _accuracy_axis(c, 'accuracy so far, %'),
+                               note='no run with the whole budget is finished'), c)
 
 # %% ../../nbs/page/04_report.ipynb #e7277228
 def least(c)->float: # Seconds; NaN: there are no runs
     "The smallest budget that was tried: a shorter time than that is not known."
     return min((r['budget_s'] for r in c.rows), default=math.nan)
 
-def _bar_words(c, t, ratio, lo, hi):
+def _bar_words(c, name, t, ratio, lo, hi):
     if math.isnan(t): return 'no runs to tell by'
     if math.isinf(t): return 'not within the budget'
     few = math.isnan(lo)
+    if name=='plain': return '1 ×'
     return f"{'at least ' if t<=least(c) else ''}{ratio:.2f} ×" + ('' if few else f'  ({lo:.2f} to {hi:.2f})')
 
 def target_figure(
@@ -162,7 +167,7 @@ def target_figure(
         if math.isnan(t): continue
         ends = c.drawn(lambda s: c.time_to_target(name, s), draws)
         lo,hi = (min(o, whole) if not math.isnan(o) else min(t, whole) for o in ends)
-        bars.append((name, min(t, whole), lo, hi, _bar_words(c, t, *c.speedup(name, draws)), math.isinf(t)))
+        bars.append((name, min(t, whole), lo, hi, _bar_words(c, name, t, *c.speedup(name, draws)), math.isinf(t)))
     bars = bars[::-1] # plotly begins at the bottom
     data = [go.Bar(y=[o[0]], x=[o[1]], orientation='h', width=.6, showlegend=False, hovertemplate=f'{o[0]}: {o[4]}<extra></extra>',
                    error_x=dict(type='data', symmetric=False, array=[max(o[3]-o[1], 0)], arrayminus=[max(o[1]-o[2], 0)], color='#444', thickness=1.5),
@@ -170,7 +175,7 @@ def target_figure(
             for o in bars]
     fig = _figure(data, _axis(f'time to plain training’s accuracy, seconds of the {_clock(c)}', range=[0, 1.45*whole]), _axis('', ticks=''),
                   height=110+46*max(len(bars), 3), note='no plain run with the whole budget is finished')
-    for o in bars: fig.add_annotation(text=o[4], x=max(o[1], o[3])+.02*whole, y=o[0], xanchor='left', showarrow=False, font_size=15)
+    for o in bars: fig.add_annotation(text=o[4], x=1.02*whole, y=o[0], xanchor='left', showarrow=False, font_size=15)
     return fig.add_vline(x=whole, line=dict(color='#888', dash='dot', width=1)) if bars else fig
 
 # %% ../../nbs/page/04_report.ipynb #6fc7d2c9
@@ -198,7 +203,8 @@ def kept_figure(
     for name,st in run_styles(c).items():
         lines = {s: ([r['epoch']+1 for r in rs], [r['kept_pct'] for r in rs]) for s,rs in _curves(c, name).items()}
         if lines: data += _thin_and_thick(name, st, lines, '%')
-    return _figure(data, _axis('epoch'), _axis('samples kept, %', range=[0, 105]), note='no run with the whole budget is finished')
+    n = max((len(t.x) and t.x[-1] for t in data), default=0)
+    return _figure(data, _axis('epoch', **(dict(dtick=1) if n<=16 else {})), _axis('samples kept, %', range=[0, 105]), note='no run with the whole budget is finished')
 
 def clocks_figure(
     c # A `Comparison`
@@ -212,12 +218,12 @@ def clocks_figure(
             hovertemplate=f'{name}, seed %{{customdata}}: %{{x:.3g}} s counted, %{{y:.3g}} s on this machine<extra></extra>'))
     fig = _figure(data, _axis('seconds of the reference clock', rangemode='tozero'), _axis('seconds of this machine’s clock', rangemode='tozero'))
     if data:
-        top = max(max(r['ref_s'], r['wall_s']) for r in c.rows)
+        top = max(r['ref_s'] for r in c.rows)
         fig.add_shape(type='line', x0=0, y0=0, x1=top, y1=top, line=dict(color='#444', dash='dot', width=1.5))
     return fig
 
 # %% ../../nbs/page/04_report.ipynb #0b9a189c
-def _num(x, form='{:.2f}', k=1): return '–' if x is None or math.isnan(x) else form.format(k*x)
+def _num(x, form='{:.2f}', k=1): return '–' if x is None or math.isnan(x) else form.format(k*x).replace('-', '−')
 
 def _sec(s): return '–' if math.isnan(s) else 'never' if math.isinf(s) else f'{s:.3g}' if s<100 else f'{s:.0f}'
 
@@ -236,7 +242,7 @@ def _times(c, r):
 def _row(c, r, st, few):
     plain = r['method']=='plain'
     e = html.escape
-    cells = [f'<span class="dot" style="background:{st.color}"></span>{e(r["method"])}', _times(c, r), '' if plain else _less_time(r, few),
+    cells = [f'<span class="dot" style="color:{st.color}">{_symbols[st.symbol]}</span>{e(r["method"])}', _times(c, r), '' if plain else _less_time(r, few),
              _sec(r['time_to_target_s']),
              f"{_num(r['accuracy'], k=100)}<small>{_num(r['accuracy_lo'], k=100)} to {_num(r['accuracy_hi'], k=100)}</small>",
              '' if plain else f"{_num(r['less_plain'], '{:+.2f}', 100)}<small>{_num(r['less_lo'], '{:+.2f}', 100)} to {_num(r['less_hi'], '{:+.2f}', 100)}</small>",
