@@ -94,6 +94,7 @@ def unit_costs(
     rows = [r for r in _first_batches(learn, rounds*len(sizes)+2) if r['n_seen']==bs]
     if not rows: raise ValueError(f"the training set has no whole batch of {bs}: give a smaller batch size")
     sizes = sorted({r['n_trained'] for r in rows}) # as trained: BatchNorm never gets a single sample
+    if len(sizes)<2: raise ValueError(f"bs={bs} is too small for costs to be measured by size: give at least 4")
     res = Costs(bs, sizes, [_median([r for r in rows if r['n_trained']==n], 't_train_s') for n in sizes], {}, device_name(learn.dls.device))
     for name,add in methods.items():
         learn = learner()

@@ -33,7 +33,6 @@ class Counts(Callback):
     def __init__(self): self.trained,self.scored,self.on = [],[],False
     def before_train(self): self.on = True
     def after_train(self): self.on = False
-    after_cancel_train = after_train
     def count(self, model, args):
         tried = tries_out(self.learn) and self.learn.selection.selector is not None # a plain fit is not tried out
         if self.on and not tried: (self.trained if model.training else self.scored).append(len(args[0]))

@@ -19,7 +19,7 @@ PyTorch."""
 __all__ = ['default_methods', 'method_options', 'compare_parser', 'compare_options', 'readable', 'compare_command']
 
 # %% ../../nbs/page/05_commands.ipynb #069a4d59
-import argparse, hashlib, inspect, json, multiprocessing, os, shlex, signal, sys
+import argparse, hashlib, inspect, json, multiprocessing, shlex, signal, sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from ..engine.knobs import methods as known
