@@ -18,6 +18,8 @@ from blf_explore.compare import *
 from blf_explore.page.plots import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
+from blf_explore.page.report import *
+from blf_explore.page.commands import *
 
 for _o in dict.fromkeys(m.module for m in _methods.values()): # a new method needs its row in the table, and no line here
     _m = _import(f'blf_explore.{_o}')

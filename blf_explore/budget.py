@@ -22,6 +22,7 @@ __all__ = ['Costs', 'unit_costs', 'Budget', 'fit_within']
 import itertools, time, numpy as np
 from dataclasses import dataclass, field
 from fastai.basics import *
+from .engine.knobs import check_number
 from .engine.record import Record
 from .engine.rows import Selection
 from .engine.timing import device_name
@@ -88,8 +89,12 @@ def unit_costs(
     sizes = sorted({max(1, round(bs*o)) for o in (1/16, 1/8, 1/4, 1/2, 3/4, 1)})
     if len(sizes)<2: raise ValueError(f"bs={bs} is too small for costs to be measured by size: give at least 2")
     turn = itertools.cycle(sizes)
-    learn.add_cb(SelectiveTraining(selector=lambda scores: Selection(torch.arange(min(next(turn), len(scores)))), plain_every=0, keep_losses=False))
-    rows = _first_batches(learn, rounds*len(sizes)+2)
+    def first(scores): return Selection(torch.arange(next(turn) if len(scores)==bs else len(scores))) # an epoch's short last batch takes no turn
+    learn.add_cb(SelectiveTraining(selector=first, plain_every=0, keep_losses=False))
+    rows = [r for r in _first_batches(learn, rounds*len(sizes)+2) if r['n_seen']==bs]
+    if not rows: raise ValueError(f"the training set has no whole batch of {bs}: give a smaller batch size")
+    sizes = sorted({r['n_trained'] for r in rows}) # as trained: BatchNorm never gets a single sample
+    if len(sizes)<2: raise ValueError(f"bs={bs} is too small for costs to be measured by size: give at least 4")
     res = Costs(bs, sizes, [_median([r for r in rows if r['n_trained']==n], 't_train_s') for n in sizes], {}, device_name(learn.dls.device))
     for name,add in methods.items():
         learn = learner()
@@ -113,7 +118,10 @@ class Budget(Callback):
         clock:str='reference', # 'reference' or 'wall'
         spent_ref:float=0., # Seconds that were spent before the fit, on a holdout model, say: on the reference clock
         spent_wall:float=0. # … and on this machine's
-    ): store_attr()
+    ):
+        check_number('seconds', seconds, lambda o: 0<o<float('inf'), 'give a number above 0', lambda o: False)
+        if clock not in ('reference','wall'): raise ValueError(f"clock={clock!r} is not accepted: give 'reference' or 'wall'")
+        store_attr()
 
     def before_fit(self):
         self.parts,self.wall_s,self.marks = dict(before=self.spent_ref, score=0., select=0., train=0.),self.spent_wall,[]

@@ -19,13 +19,12 @@ A comparison that was interrupted goes on where it stopped: every finished run i
 __all__ = ['median_interval', 'verdict', 'time_to_reach', 'add_method', 'make_learner', 'run_one', 'Comparison', 'compare']
 
 # %% ../nbs/lessons/21_compare.ipynb #9ad251a0
-import hashlib, json, math, random, sys, time, numpy as np, pandas as pd
+import hashlib, inspect, json, math, random, statistics, sys, time, numpy as np, pandas as pd
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from sklearn.isotonic import IsotonicRegression
 from fastai.basics import *
 from fastai.metrics import accuracy
 from .engine.knobs import check_number, check_whole, methods as known
@@ -58,24 +57,45 @@ def verdict(
     return 'more' if lo>0 else 'less' if hi<0 else 'none'
 
 # %% ../nbs/lessons/21_compare.ipynb #02505917
+def _rising(gains):
+    """What is nearest to `gains` and never falls (isotonic regression): neighbours that fall are replaced by their mean, again and again.
+    Rounded, for the mean of .1, -.1 and 0 is to be 0."""
+    pools = [] # [mean, number]
+    for g in gains:
+        pools.append([g, 1])
+        while len(pools)>1 and pools[-2][0]>pools[-1][0]:
+            (a,n),(b,m) = pools[-2:]
+            pools[-2:] = [[(a*n+b*m)/(n+m), n+m]]
+    return [round(v, 9) for v,n in pools for _ in range(n)]
+
 def time_to_reach(
     budgets, # Seconds, rising, shape (n,)
     gains, # What runs with these budgets reached, less the target, shape (n,)
 )->float: # Seconds; infinity if none is enough, and the smallest budget if it is enough
     """The shortest budget that reaches the target. What is reached is taken to rise with the budget (isotonic regression), and to rise
     in a straight line over the logarithm of the budget between two that were run."""
-    x,y = np.log(budgets),IsotonicRegression().fit_transform(np.log(budgets), gains)
+    y = _rising(gains)
     if y[-1]<0: return math.inf
-    i = int(np.argmax(y>=0))
-    if i==0 or y[i-1]==y[i]: return float(budgets[i])
-    return float(np.exp(x[i-1] + (x[i]-x[i-1])*(0-y[i-1])/(y[i]-y[i-1])))
+    i = next(i for i,o in enumerate(y) if o>=0)
+    if i==0: return float(budgets[0])
+    a,b = math.log(budgets[i-1]),math.log(budgets[i])
+    return math.exp(a + (b-a)*(0-y[i-1])/(y[i]-y[i-1]))
 
 # %% ../nbs/lessons/21_compare.ipynb #20405060
+def _class(name): return getattr(import_module(f'blf_explore.{known[name].module}'), known[name].cls)
+
+def _known_settings(label, name, settings):
+    "`settings`, if the method has them all."
+    own = {k: None for o in (_class(name), SelectiveTraining) for k in inspect.signature(o).parameters if k not in ('kwargs','score','selector')}
+    for k,v in settings.items():
+        if k not in own: raise ValueError(f"{k}={v!r} of methods[{label!r}] is no setting of {name}: it has {', '.join(own)}")
+    return settings
+
 def _spec(label, o):
     "(method of the table or None, settings) or a function that adds a method to a learner; or the sentence that says what is wrong."
     if callable(o) and not isinstance(o, type): return o
     name,settings = (o, {}) if isinstance(o, str) else o if isinstance(o, (tuple,list)) and len(o)==2 else (None, None)
-    if name in known and isinstance(settings, dict): return name,settings
+    if name in known and isinstance(settings, dict): return name,_known_settings(label, name, settings)
     raise ValueError(f"methods[{label!r}]={o!r} is not accepted: give one of {list(known)}, a pair of such a name and a dict of its "
                      "settings, or a function that adds a callback to a Learner")
 
@@ -97,7 +117,7 @@ def add_method(
         name,settings = spec
         if name=='RHO-LOSS' and 'holdout' not in settings: # two networks, each trained for an epoch on half of the data
             prepared,settings = 1,dict(holdout=half_losses(learn.dls, seed, epochs=1)) | settings
-        learn.add_cb(getattr(import_module(f'blf_explore.{known[name].module}'), known[name].cls)(**own | settings))
+        learn.add_cb(_class(name)(**own | settings))
     if not len(learn._grab_cbs(SelectiveTraining)): learn.add_cb(SelectiveTraining(**own))
     return prepared
 
@@ -159,35 +179,45 @@ class Comparison:
     @property
     def shares(self): return sorted({r['share'] for r in self.rows})
 
-    def _accuracy(self, name, share):
-        "{seed: accuracy} of the runs of one method with one budget."
-        return {r['seed']: r['accuracy'] for r in self.rows if r['method']==name and r['share']==share}
+    def _accuracies(self, name):
+        "{share: {seed: accuracy}} of the runs of one method, the shares rising."
+        res = {}
+        for r in self.rows:
+            if r['method']==name: res.setdefault(r['share'], {})[r['seed']] = r['accuracy']
+        return dict(sorted(res.items()))
 
     def less_plain(self, name, share=1.)->list: # Of accuracies, one a seed
         "By how much a method's accuracy is above plain training's, seed by seed, within the same budget."
-        mine,plain = self._accuracy(name, share),self._accuracy('plain', share)
+        mine,plain = (self._accuracies(o).get(share, {}) for o in (name,'plain'))
         return [mine[s]-plain[s] for s in sorted(mine.keys() & plain.keys())]
 
     def _gains(self, name, seeds):
         "(budgets, median gain at each over plain with the whole budget): what `time_to_reach` reads."
-        target,xs,ys = self._accuracy('plain', 1.),[],[]
-        for share in self.shares:
-            mine = self._accuracy(name, share)
+        target,xs,ys = self._accuracies('plain').get(1., {}),[],[]
+        for share,mine in self._accuracies(name).items():
             gains = [mine[s]-target[s] for s in seeds if s in mine and s in target]
-            if gains: xs,ys = [*xs, share*self.settings['budget_s']],[*ys, float(np.median(gains))]
+            if gains: xs,ys = [*xs, share*self.settings['budget_s']],[*ys, statistics.median(gains)]
         return xs,ys
 
     def time_to_target(self, name, seeds=None)->float: # Seconds
-        "The shortest budget in which a method reaches, in the median of the seeds, what plain training reaches in the whole budget."
-        return time_to_reach(*self._gains(name, self.settings['seeds'] if seeds is None else seeds))
+        """The shortest budget in which a method reaches, in the median of the seeds, what plain training reaches in the whole budget.
+        NaN: these seeds have no runs to tell by."""
+        xs,ys = self._gains(name, self.settings['seeds'] if seeds is None else seeds)
+        return time_to_reach(xs, ys) if xs else math.nan
+
+    def drawn(self, of, draws:int=1000)->tuple: # (lowest, highest); NaN with one seed, which has no spread
+        "The middle 90% of what `of` gives for seeds drawn anew, with replacement (bootstrap); the same draws for every method."
+        g,seeds = random.Random(0),self.settings['seeds']
+        res = [of(g.choices(seeds, k=len(seeds))) for _ in range(draws)] if len(seeds)>1 else []
+        res = sorted(o for o in res if not math.isnan(o))
+        return (res[len(res)//20],res[-1-len(res)//20]) if res else (math.nan,math.nan)
 
     def speedup(self, name, draws:int=1000)->tuple: # (times faster, lowest, highest)
         """How many times less time than plain training a method takes to plain's accuracy, plain's own shortest budget being searched
-        alike; and the middle 90% of what seeds drawn anew (bootstrap, paired) give. 0: it does not get there within the budget."""
+        alike; and the middle 90% of what seeds drawn anew (bootstrap, paired) give, NaN with one seed. 0: it does not get there within
+        the budget. NaN: there are no runs to tell by."""
         def ratio(seeds): return self.time_to_target('plain', seeds)/self.time_to_target(name, seeds)
-        g,seeds = random.Random(0),self.settings['seeds']
-        drawn = sorted(ratio(g.choices(seeds, k=len(seeds))) for _ in range(draws)) if len(seeds)>1 else [ratio(seeds)]
-        return ratio(seeds),drawn[len(drawn)//20],drawn[-1-len(drawn)//20]
+        return ratio(self.settings['seeds']),*self.drawn(ratio, draws)
 
     def table(self)->pd.DataFrame: # A row a method
         "Accuracy within the whole budget, and time to plain's accuracy."
@@ -195,7 +225,7 @@ class Comparison:
         for name in self.names:
             mine = [r for r in self.rows if r['method']==name and r['share']==1.]
             if not mine: continue
-            acc,less = [r['accuracy'] for r in mine],self.less_plain(name)
+            acc,less = [r['accuracy'] for r in mine],self.less_plain(name) or [math.nan]
             t,lo,hi = self.speedup(name, 200)
             med = {k: float(np.median([r[k] for r in mine])) for k in ('ref_s','wall_s','n_epoch')}
             res.append(dict(method=name, seeds=len(mine), accuracy=float(np.median(acc)), accuracy_lo=min(acc), accuracy_hi=max(acc),
@@ -253,9 +283,9 @@ def _brackets(c, specs):
     res = {}
     for m in specs:
         xs,ys = c._gains(m, c.settings['seeds'])
-        y = IsotonicRegression().fit_transform(np.log(xs), ys)
-        i = int(np.argmax(y>=0))
-        if y[-1]>=0 and i>0: res[m] = math.sqrt(xs[i-1]*xs[i])/c.settings['budget_s']
+        y = _rising(ys)
+        i = next((i for i,o in enumerate(y) if o>=0), 0)
+        if i>0: res[m] = math.sqrt(xs[i-1]*xs[i])/c.settings['budget_s']
     return res
 
 # %% ../nbs/lessons/21_compare.ipynb #2d5841cc
@@ -372,8 +402,10 @@ def _do(c, jobs, folder, executor, say):
             try: yield from ((futures[f], f.result()) for f in as_completed(futures))
             finally:
                 for f in futures: f.cancel()
-    for n,(job,rec) in enumerate(results()):
-        left -= job['seconds']
-        if runs is not None: rec.save(_file(runs, job))
-        say(_note(c, rec), len(todo)-n-1, left)
-    if folder is not None: c.save(Path(folder)/'comparison.json')
+    try:
+        for n,(job,rec) in enumerate(results()):
+            left -= job['seconds']
+            if runs is not None: rec.save(_file(runs, job))
+            say(_note(c, rec), len(todo)-n-1, left)
+    finally: # interrupted: what is done can be looked at
+        if folder is not None: c.save(Path(folder)/'comparison.json')
