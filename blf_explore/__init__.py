@@ -2,6 +2,7 @@
 
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
 - `blf_explore.budget`: Train until so many seconds are spent, with a schedule that ends just then, on a clock that no neighbour disturbs
+- `blf_explore.claims`: What was claimed of selective training, each claim measured at equal cost, with a verdict by a rule that stood before the result
 - `blf_explore.compare`: Every method and plain training, within the same budget, each with its own schedule; and how much sooner one reaches what the other reaches
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
