@@ -24,6 +24,7 @@
 - `blf_explore.importance`: Draw the samples that would move the network most, weight them so that the mean stays right, and begin only when that pays
 - `blf_explore.infobatch`: Drop easy samples at random by the loss they last had, without a scoring forward, and let the others stand for them
 - `blf_explore.page.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
+- `blf_explore.page.evidence`: `blf-claims` measures what was claimed, and writes it down: a page that stands alone, the package's record, the README's table
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
 - `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt

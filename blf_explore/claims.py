@@ -25,7 +25,7 @@ __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'c
            'load_claims', 'shipped', 'save_record', 'load_runs']
 
 # %% ../nbs/lessons/22_claims.ipynb #0bd4e3ff
-import inspect, json, lzma, math, multiprocessing, os, sys, time, numpy as np, pandas as pd
+import inspect, json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -534,7 +534,9 @@ def cost_epochs(arguments:dict, seeds:int)->float:
     "What a comparison costs, in epochs of plain training."
     return (len(arguments['methods'])+1)*seeds*arguments['epochs']*sum(arguments['shares'])
 
-def _start(threads): torch.set_num_threads(threads)
+def _start(threads):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130)) # the parent says what there is to say of Ctrl-C
+    torch.set_num_threads(threads)
 
 @contextmanager
 def _workers(n):
@@ -544,7 +546,7 @@ def _workers(n):
         return
     threads,old = max(1, (os.cpu_count() or 1)//n),torch.get_num_threads()
     torch.set_num_threads(threads) # steps are priced in this process
-    ex = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), _start, (threads,))
+    ex = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), initializer=_start, initargs=(threads,))
     try: yield ex
     finally:
         ex.shutdown(cancel_futures=True)
