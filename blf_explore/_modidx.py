@@ -103,6 +103,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blf_explore.claims.pays_below': ('lessons/claims.html#pays_below', 'blf_explore/claims.py'),
                                     'blf_explore.claims.plan': ('lessons/claims.html#plan', 'blf_explore/claims.py'),
                                     'blf_explore.claims.points': ('lessons/claims.html#points', 'blf_explore/claims.py'),
+                                    'blf_explore.claims.price_spread': ('lessons/claims.html#price_spread', 'blf_explore/claims.py'),
                                     'blf_explore.claims.read_anneal': ('lessons/claims.html#read_anneal', 'blf_explore/claims.py'),
                                     'blf_explore.claims.read_bound': ('lessons/claims.html#read_bound', 'blf_explore/claims.py'),
                                     'blf_explore.claims.read_gains': ('lessons/claims.html#read_gains', 'blf_explore/claims.py'),

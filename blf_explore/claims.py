@@ -21,8 +21,8 @@ __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'c
            'curve', 'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time', 'read_hnm',
            'read_payback', 'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two', 'read_tau',
            'read_anneal', 'read_loss', 'read_mixup', 'read_imagewoof', 'read_levels', 'read_gains', 'Claim', 'needed',
-           'why_not', 'cost_epochs', 'check_claims', 'judged', 'run_claims', 'claims_table', 'records', 'record_name',
-           'load_claims', 'shipped', 'save_record', 'load_runs']
+           'why_not', 'cost_epochs', 'check_claims', 'judged', 'price_spread', 'run_claims', 'claims_table', 'records',
+           'record_name', 'load_claims', 'shipped', 'save_record', 'load_runs']
 
 # %% ../nbs/lessons/22_claims.ipynb #0bd4e3ff
 import inspect, json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd
@@ -413,22 +413,22 @@ class Claim:
     say:object # Numbers -> what was measured, in a few words
 
 _thread = 'forums.fast.ai, "Meet BatchLossFilter" (2019)'
-_points = 'more or less accurate for every seed, beyond which it is too close to call'
+_more = 'more accurate for every seed; less accurate for every seed refutes it'
 
-def _p(x): return interval_text(x)+' points'
+def _p(x, beside='plain'): return f'{interval_text(x)} points beside {beside}'
 
 _rows = [
 Claim('brief', 'Trained briefly: is BLF more accurate than plain training of the same time?', f'Asked in the thread, while the model is not fully trained. {_thread}',
-    'BLF .9 less plain, half of the whole budget, each with a schedule that ends there', f'BLF is {_points}',
-    dict(main=('BLF','HNM .25'), long=('BLF','HNM .25')), read_time, lambda f: judge_more(f['brief']), lambda f: _p(f['brief'])),
+    'BLF .9 less plain, half of the whole budget, each with a schedule that ends there', _more,
+    dict(main=('BLF','HNM .25'), long=('BLF','HNM .25')), read_time, lambda f: judge_more(f['brief']), lambda f: 'BLF '+_p(f['brief'])),
 Claim('flat', 'Trained until flat: is nothing of it left?', f'The thread’s guess: BLF helps only while the model is not fully trained. {_thread}',
     'BLF .9 less plain, three times the whole budget', f'no gain: the whole interval is at or below {margin} points; a gain for every seed refutes it',
-    dict(main=('BLF','HNM .25'), long=('BLF','HNM .25')), read_time, lambda f: judge_no_gain(f['flat']), lambda f: _p(f['flat'])),
+    dict(main=('BLF','HNM .25'), long=('BLF','HNM .25')), read_time, lambda f: judge_no_gain(f['flat']), lambda f: 'BLF '+_p(f['flat'])),
 Claim('blf-or-hnm', 'Is BLF more than hard-negative mining?', f'“Is it not simply hard-negative mining?” {_thread}; Shrivastava et al. 2016, arXiv 1604.03540',
     'BLF .9 less HNM at .5 and at .25, whole budget', 'more accurate than both for every seed; less accurate than one of them for every seed refutes it',
     dict(main=('BLF','HNM','HNM .25')), read_hnm,
     lambda f: NOT if 'less' in (w := [verdict(o) for o in f.values()]) else HOLDS if set(w)=={'more'} else CLOSE,
-    lambda f: f"{_p(f['HNM'])} above HNM .5, {_p(f['HNM .25'])} above HNM .25"),
+    lambda f: f"BLF {interval_text(f['HNM'])} points beside HNM .5, {interval_text(f['HNM .25'])} beside HNM .25"),
 Claim('payback', 'From which epoch on has BLF paid back its overhead?', f'After about 7 epochs (of 100, CIFAR-10). {_thread}',
     'Time spent until the end of each epoch, beside plain training for as many epochs; the longest budget',
     'holds from the median epoch on if it comes for every seed; does not if it comes for none', dict(long=('BLF','HNM .25','SB','SB beta=4')), read_payback,
@@ -453,18 +453,18 @@ Claim('bound', 'Is the bound a better stand-in for the gradient’s norm than th
     dict(looks=()), read_bound, lambda f: judge_from_on([f'epoch {o}' for o in f['epochs']], f['log10']),
     lambda f: f"at the end the loss’s SSE is {interval_text(f['last'], '.1f')} times the bound’s"),
 Claim('sb-bound', 'Would Selective-Backprop do better by the bound?', f'The thread’s objection to the comparison in Jiang et al. 2019, arXiv 1910.00762. {_thread}',
-    'SB scored by the bound less SB scored by the loss, beta=1, whole budget', f'by the bound it is {_points}',
-    dict(main=('SB','SB bound')), read_two, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'])),
+    'SB scored by the bound less SB scored by the loss, beta=1, whole budget', _more,
+    dict(main=('SB','SB bound')), read_two, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'], 'SB by the loss')),
 Claim('tau', 'Does the tau switch spare BLF, HNM and SB their early overhead?', f'Asked in the thread; the switch is Katharopoulos and Fleuret’s (arXiv 1803.00942, eq. 26 and 29). {_thread}',
-    'With the switch (threshold 5/3) less without, half of the whole budget; the mean of the three, seed by seed', f'with it they are {_points}',
-    dict(main=('BLF','BLF tau','HNM','HNM tau','SB','SB tau')), read_tau, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'])),
+    'With the switch (threshold 5/3) less without, half of the whole budget; the mean of the three, seed by seed', _more,
+    dict(main=('BLF','BLF tau','HNM','HNM tau','SB','SB tau')), read_tau, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'], 'the same without it')),
 Claim('anneal-gentle', 'Selective first, gentle at the end: better than a fixed setting?', f'Asked in the thread, “with loss_perc=0 and sample_perc scheduled”. {_thread}',
-    'sample_perc from .1 to .9 less .5; loss_perc from .8 to 1 less .9; whole budget; the mean of the two, seed by seed', f'annealed it is {_points}',
-    dict(main=('BLF','HNM','sample_perc .1 to .9','loss_perc .8 to 1')), read_anneal, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'])),
+    'sample_perc from .1 to .9 less .5; loss_perc from .8 to 1 less .9; whole budget; the mean of the two, seed by seed', _more,
+    dict(main=('BLF','HNM','sample_perc .1 to .9','loss_perc .8 to 1')), read_anneal, lambda f: judge_more(f['diff']), lambda f: _p(f['diff'], 'the fixed setting')),
 Claim('anneal-selective', 'Gentle first, selective at the end: better than a fixed setting?', f'The other way round. {_thread}',
-    'sample_perc from .9 to .1 less .5; loss_perc from 1 to .8 less .9; whole budget; the mean of the two, seed by seed', f'annealed it is {_points}',
+    'sample_perc from .9 to .1 less .5; loss_perc from 1 to .8 less .9; whole budget; the mean of the two, seed by seed', _more,
     dict(main=('BLF','HNM','sample_perc .9 to .1','loss_perc 1 to .8')), partial(read_anneal, sample='sample_perc .9 to .1', loss='loss_perc 1 to .8'),
-    lambda f: judge_more(f['diff']), lambda f: _p(f['diff'])),
+    lambda f: judge_more(f['diff']), lambda f: _p(f['diff'], 'the fixed setting')),
 Claim('signs', 'Do the 10% highest losses keep 80% of the gradient’s signs?', 'Over 80% of the gradient’s signs are kept. Jiang et al. 2019, arXiv 1910.00762, Fig. 5b',
     'Share of equal signs with the whole sample’s gradient, in eval mode, at several moments of plain training', 'at least 80% for every seed: at all moments, or from one on',
     dict(looks=()), read_signs, lambda f: judge_from_on([f'epoch {o}' for o in f['epochs']], [[v-80 for v in o] for o in f['top']]),
@@ -476,13 +476,13 @@ Claim('custom-loss', 'Does a loss that averages the highest losses save no time?
 Claim('mixup', 'With MixUp, is there nothing to gain?', f'Little benefit with mixup, where losses are nearly equal. {_thread}',
     'BLF .9, choosing by the mixed loss, less plain, both with MixUp, whole budget', f'no gain: the whole interval is at or below {margin} points; a gain for every seed refutes it',
     dict(main=('BLF',), mixup=('BLF',)), read_mixup, lambda f: judge_no_gain(f['diff']),
-    lambda f: f"{_p(f['diff'])}; kept {np.median(f['kept']):.0f}% with MixUp, {np.median(f['kept_without']):.0f}% without"),
+    lambda f: f"BLF {_p(f['diff'])}; kept {np.median(f['kept']):.0f}% with MixUp, {np.median(f['kept_without']):.0f}% without"),
 Claim('core-set', 'Do core-sets select more accurately than the loss?', f'Asked in the thread; Sinha et al. 2019, arXiv 1910.13540. {_thread}',
-    'Core-set at .5 less HNM at .5, whole budget', f'core-sets are {_points}', dict(main=('core-set','HNM')), partial(read_two, a='core-set', b='HNM'),
-    lambda f: judge_more(f['diff']), lambda f: _p(f['diff'])),
+    'Core-set at .5 less HNM at .5, whole budget', _more, dict(main=('core-set','HNM')), partial(read_two, a='core-set', b='HNM'),
+    lambda f: judge_more(f['diff']), lambda f: _p(f['diff'], 'HNM .5')),
 Claim('beta', 'Does high selectivity cost accuracy in the end?', 'Higher beta is faster, but ends at higher error. Jiang et al. 2019, arXiv 1910.00762, Fig. 13',
     'SB with beta=4 less SB with beta=1, three times the whole budget', 'less accurate for every seed; more accurate for every seed refutes it',
-    dict(long=('SB','SB beta=4')), partial(read_two, a='SB beta=4', b='SB', of='long'), lambda f: judge_less(f['diff']), lambda f: _p(f['diff'])),
+    dict(long=('SB','SB beta=4')), partial(read_two, a='SB beta=4', b='SB', of='long'), lambda f: judge_less(f['diff']), lambda f: _p(f['diff'], 'beta=1')),
 Claim('imagewoof', 'Can ImageWoof’s 80-epoch accuracy be had sooner?', f'Asked in the thread. {_thread}',
     'Shortest budget to plain’s accuracy after 80 epochs, loading included: BLF and HNM .25', 'BLF’s times less time is above 1 in the whole spread; below 1 refutes it',
     dict(imagewoof=None), read_imagewoof, lambda f: judge_faster(*f['BLF']), lambda f: '{:.2f} ({:.2f} to {:.2f}) times less time'.format(*f['BLF'])),
@@ -490,15 +490,15 @@ Claim('wrong-labels', 'Do wrong labels hurt whoever selects by the loss?', 'Samp
     'Points above plain at 10, 20, 40% of wrong labels less those at 0%, half of the whole budget; the mean of BLF, HNM and SB, seed by seed; the figure has every method',
     'less for every seed: at all levels, or from one on', dict(main=tuple(table_methods()), noise=None), read_levels,
     lambda f: judge_from_on(f['levels'], [[-v for v in o] for o in f['diff']]),
-    lambda f: f"above plain: {_p(f['first'])} at 0%, {_p(f['last'])} at the last level"),
+    lambda f: f"{interval_text(f['first'])} points beside plain at 0%, {interval_text(f['last'])} at {f['levels'][-1]}"),
 Claim('redundancy', 'Does selecting pay where data repeat themselves?', 'Read off two data sets before this was measured: with 60,000 images it paid, with 6,000 of them it did not',
     'Points above plain of the same time as more of the images are repeats moved by a pixel, half of the whole budget; the mean of BLF, HNM and SB, seed by seed; the figure has every method',
     'more for every seed: at all levels, or from one on', dict(main=tuple(table_methods()), redundancy=None), partial(read_levels, kind='redundancy', against_first=False),
-    lambda f: judge_from_on(f['levels'], f['diff']), lambda f: f"above plain: {_p(f['first'])} at 0%, {_p(f['last'])} at the last level"),
+    lambda f: judge_from_on(f['levels'], f['diff']), lambda f: f"{interval_text(f['first'])} points beside plain at 0%, {interval_text(f['last'])} at {f['levels'][-1]}"),
 Claim('no-train', 'Is nothing left beside a plain run that is decayed within the same budget?', 'The gains of selective backprop and RHO-LOSS vanish. Kaddour et al., “No Train No Gain”, NeurIPS 2023, arXiv 2307.06440',
     'SB and RHO-LOSS less plain, whole budget. The figure has every method; the numbers also have the gain over a plain run that was cut off', f'no gain of either: both intervals are at or below {margin} points; a gain for every seed refutes it',
     dict(main=None), read_gains, lambda f: judge_no_gain(f['whole']['SB'], f['whole']['RHO-LOSS']),
-    lambda f: f"SB {_p(f['whole']['SB'])}, RHO-LOSS {_p(f['whole']['RHO-LOSS'])}; of {f['n']} settings {f['more']} are more accurate than plain for every seed, {f['less']} less"),
+    lambda f: f"SB {interval_text(f['whole']['SB'])}, RHO-LOSS {interval_text(f['whole']['RHO-LOSS'])} points beside plain; of {f['n']} settings {f['more']} are more accurate for every seed, {f['less']} less"),
 ]
 claims = {o.key: o for o in _rows}
 
@@ -625,6 +625,16 @@ def judged(
 
 def _words(c): return {k: getattr(c, k) for k in ('key','question','claimed','measured','rule')}
 
+def price_spread(
+    runs:dict # {name: comparison or measurement}
+): # Factor of at least 1; None: there are no two to compare
+    """How far the prices of the reference clock differ between comparisons of the same data and network: the largest ratio of BLF's scoring
+    and choosing to a plain step over the smallest. All seeds of a comparison share its prices, so their spread does not show this error."""
+    costs = [Costs(**c.costs) for k,c in runs.items() if isinstance(c, Comparison) and k not in ('mixup','imagewoof')]
+    costs += [Costs(**o) for o in runs.get('costs', ())]
+    price = [sum(o.methods['BLF'].values())/o.train_s(o.bs) for o in costs if 'BLF' in o.methods]
+    return max(price)/min(price) if len(price)>1 else None
+
 def run_claims(
     scale:str='quick', # 'quick', 'small' or 'full'
     only=None, # Keys of claims, as a list; None: all (of ImageWoof only that of ImageWoof)
@@ -649,7 +659,8 @@ def run_claims(
     runs = _all_runs(todo, setup, s, seeds, budget, folder, workers, progress) if todo else {}
     rows = [judged(k, runs) if k in can else dict(_words(claims[k]), verdict=NOT_RUN, said=why_not(k, p), figures={}, plot=None) for k in keys]
     settings = dict(scale=scale, data=data or s.data, seeds=seeds, bs=s.bs, lr=1e-2, model='convnet', budget=budget, workers=workers, epochs=s.epochs, long=s.long)
-    info = dict(device=device_name(default_device()), versions=versions(), date=time.strftime('%Y-%m-%d'), took_s=round(time.perf_counter()-t0))
+    info = dict(device=device_name(default_device()), versions=versions(), date=time.strftime('%Y-%m-%d'), took_s=round(time.perf_counter()-t0),
+                price_spread=price_spread(runs))
     return _short(dict(format=_format, settings=settings, info=info, rows=rows)),runs
 
 # %% ../nbs/lessons/22_claims.ipynb #70374e32
