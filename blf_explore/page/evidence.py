@@ -116,7 +116,7 @@ def claims_page(
     table = ''.join(f'<tr><td><a href="#{r["key"]}">{e(r["question"])}</a></td><td>{_verdict(r)}</td><td>{e(r["said"])}</td></tr>' for r in result['rows'])
     versions = ', '.join(f'{k} {v}' for k,v in i['versions'].items())
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Does it pay? The claims</title><style>{_css}</style><script>{get_plotlyjs()}</script>'
-            f'<h1>Does it pay? The claims, measured</h1><p>{e(where(result))}; {e(versions)}; took {i["took_s"]} s.</p>'
+            f'<h1>Does it pay? The claims, measured</h1><p>{e(where(result))}; {e(versions)}.</p>'
             '<p>Every run has a learning-rate schedule of its own that ends where its budget ends, plain training too. The budget is counted on the reference '
             'clock: what was done, times what such steps cost on this machine. Numbers are medians over the seeds, with the interval that holds the median with '
             'a chance of over 90%; with five seeds that is the lowest and the highest. A difference within it is too close to call. By chance alone, one such '
