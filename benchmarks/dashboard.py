@@ -22,7 +22,7 @@ _watch = """() => {
 
 def latency(n, other):
     "Milliseconds from each of `n` moves of `loss_perc` to the chart that shows it."
-    with serve('--epochs', '1000', '--other', other) as url, chromium() as page:
+    with serve('--name', 'digits', '--bs', '64', '--epochs', '1000', '--other', other) as url, chromium() as page:
         page.goto(url)
         page.wait_for_selector('.blf[data-status=ready]', timeout=120_000)
         page.get_by_role('button', name='Run', exact=True).click()
@@ -43,7 +43,7 @@ class Kernel:
         self.km,self.kc = start_new_kernel()
         self.answer,self.lock,self.values = False,threading.Lock(),queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self.ask(f"from blf_explore.page.widgets import LiveDashboard; import time; dash = LiveDashboard(epochs={epochs}, other={other!r}); dash.wait()")
+        self.ask(f"from blf_explore.page.widgets import LiveDashboard; import time; dash = LiveDashboard(name='digits', bs=64, epochs={epochs}, other={other!r}); dash.wait()")
         self.comm = ast.literal_eval(self.ask("dash.comm.comm_id"))
 
     def _listen(self):

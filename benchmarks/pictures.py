@@ -22,7 +22,7 @@ def end(page, n, name):
     page.screenshot(path=root/'nbs'/'images'/name)
 
 with serve() as url, chromium() as page:
-    begin(page, url, 'epochs=20&pace=60')
+    begin(page, url, 'name=digits&bs=64&epochs=20&pace=60')
     at_least(page, 190)
     slider = page.get_by_role('slider', name='loss_perc', exact=True)
     box = slider.bounding_box()
@@ -32,6 +32,6 @@ with serve() as url, chromium() as page:
     page.mouse.move(x(.3), y, steps=6)
     page.mouse.up()
     end(page, 330, 'dashboard.png')
-    begin(page, url, 'epochs=16&method=SB&beta=1&other=BLF')
+    begin(page, url, 'name=digits&bs=64&epochs=16&method=SB&beta=1&other=BLF')
     page.get_by_role('button', name='by samples').click()
     end(page, 300, 'race.png')

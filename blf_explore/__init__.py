@@ -5,7 +5,7 @@
 - `blf_explore.claims`: What was claimed of selective training, each claim measured at equal cost, with a verdict by a rule that stood before the result
 - `blf_explore.compare`: Every method and plain training, within the same budget, each with its own schedule; and how much sooner one reaches what the other reaches
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
-- `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels on request
+- `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels and repeats on request
 - `blf_explore.engine.filtering`: The callback that scores a batch, selects from it, lets fastai train on what was selected, and writes down what happened
 - `blf_explore.engine.fitting`: What belongs to one fit, and to no other: how it begins, what may be asked of it, and how a later one goes on where it ended
 - `blf_explore.engine.knobs`: Settings: numbers or schedules, their checks, when a method selects, and the table of methods
@@ -17,6 +17,7 @@
 - `blf_explore.engine.rehearsal`: Try a learner on its first batch before anything is trained, and refuse in one sentence what a selection could not get right
 - `blf_explore.engine.rows`: The samples of a step: taken from batches of any structure, joined again, weighted, and queued
 - `blf_explore.engine.selecting`: What a method is: its score, its selector, its settings and memory, and how a batch becomes the rows that are trained on
+- `blf_explore.engine.small`: Fashion-MNIST's first images in the wheel, and a training set as repetitive as you ask for
 - `blf_explore.engine.timing`: What a training step costs on this machine, and how few samples must be kept before selecting pays
 - `blf_explore.engine.traces`: A context for each thing that a forward could change: what was changed inside is put back
 - `blf_explore.gradients`: How far the gradient of a few samples agrees with that of all of them

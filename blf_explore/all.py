@@ -5,6 +5,7 @@ from blf_explore.engine.record import *
 from blf_explore.engine.rows import Selection, batch_size
 from blf_explore.engine.losses import *
 from blf_explore.engine.timing import *
+from blf_explore.engine.small import repeat_shifted
 from blf_explore.engine.data import *
 from blf_explore.engine.traces import (buffers_untouched, eval_mode, grads_untouched, not_compiled, rng_state, rng_untouched, set_rng_state,
                                        single_values, state_untouched)

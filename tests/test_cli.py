@@ -21,6 +21,7 @@ command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dash
     (['--other-loss-perc', '.5'],                   ['other_loss_perc=0.5', 'plain']),
     (['--other', 'HNM', '--other-sample-perc', '0'], ['other_sample_perc=0', 'from 0.01 to 1']),
     (['--label-noise', '2'],                        ['label_noise=2']),
+    (['--redundancy', '1'],                         ['redundancy=1', '0.999']),
     (['--name', 'mnist'],                           ["name='mnist'", 'digits', 'cifar10']),
     (['--network', 'vgg'],                          ["network='vgg'", 'convnet', 'mlp']),
     (['--epochs', '1.5'],                           ['epochs=1.5']),
@@ -77,7 +78,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope='module')
 def served(hostile):
     d,env = hostile
-    res = Served('--loss-perc', '.35', '--other', 'SB', '--other-beta', '2.25', '--port', '8950', cwd=d, env=env)
+    res = Served('--name', 'digits', '--redundancy', '.5', '--loss-perc', '.35', '--other', 'SB', '--other-beta', '2.25', '--port', '8950', cwd=d, env=env)
     yield res
     res.interrupt()
 
@@ -94,6 +95,7 @@ def test_page_loads_runs_and_ends_with_its_process(served, hostile):
         assert page.title()=='Selective training, live'
         assert page.locator('#loading').count()==0
         for o in ('0.35','2.25'): appears(page, f'output:text("{o}")') # the options have reached the page
+        assert page.get_by_label('repeats', exact=True).input_value()=='0.5'
         assert '/' not in page.inner_text('body').split('Run')[0], 'no source, no warning above the dashboard'
         kernel, = served.kernels
         assert kernel.cmdline()[0]==sys.executable and Path(kernel.cwd())==hostile[0].resolve()

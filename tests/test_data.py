@@ -1,10 +1,12 @@
 "`get_dls` and `get_model`: what they serve, against the sources, and what they say when they cannot."
 import gzip, os, pickle, socket, struct
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import (Brightness, ClassificationInterpretation, Interpretation, Learner, PILImage, accuracy, aug_transforms, load_learner,
                                plt)
 from blf_explore.engine.data import flip_labels, get_dls, get_model
+from blf_explore.engine.small import read_fashion_small, repeat_shifted
 
 # ---- what is served
 
@@ -57,6 +59,91 @@ def test_fashion_mnist_from_idx_files(tmp_path, sub, ext):
     assert torch.equal((dls.valid_ds.image(dls.valid_ds.x[5])[0]*255).round().byte(), data['t10k'][0][5])
     assert dls.valid_ds.y.tolist()==data['t10k'][1].tolist() and dls.train_ds.y.tolist()==data['train'][1].tolist()
     assert dls.c==10 and len(dls.train)==4
+
+def read_idx(path): # as yann.lecun.com described the format
+    d = gzip.open(path).read() if path.suffix=='.gz' else path.read_bytes()
+    return np.frombuffer(d, np.uint8, offset=4+4*d[3]).reshape(struct.unpack_from(f'>{d[3]}i', d, 4))
+
+def test_fashion_small_is_the_beginning_of_fashion_mnist():
+    dls = get_dls('fashion_small', bs=128)
+    train,valid = dls.train_ds,dls.valid_ds
+    assert (train.x.shape, valid.x.shape, len(dls.train))==((12000, 1, 28, 28), (4000, 1, 28, 28), 93)
+    assert train.y[:10].tolist()==[9, 0, 0, 3, 0, 2, 7, 2, 5, 5] and valid.y[:10].tolist()==[9, 2, 1, 1, 6, 1, 4, 6, 5, 7] # as in every tutorial
+    assert [train.vocab[o] for o in (9, 0, 1)]==['ankle boot', 'T-shirt', 'trouser']
+    assert abs(train.x.mean())<1e-3 and abs(train.x.std()-1)<1e-3
+    levels = (train.image(train.x[:50])*255).unique()
+    assert len(levels)==16 and torch.allclose(levels, 17.*torch.arange(16), atol=1e-2)
+
+@pytest.mark.skipif('BLF_FASHION_MNIST' not in os.environ, reason='BLF_FASHION_MNIST names no folder with the IDX files of Fashion-MNIST')
+def test_fashion_small_beside_the_real_files():
+    for (x,y),part in zip(read_fashion_small(), ('train','t10k')):
+        want = [read_idx(next(Path(os.environ['BLF_FASHION_MNIST']).glob(f'{part}-{o}-ubyte*')))[:len(y)] for o in ('images-idx3','labels-idx1')]
+        assert (abs(x[:,0].numpy().astype(int)-want[0])<=8).all() and (x%17==0).all() and (y.numpy()==want[1]).all() # the nearest of 16 levels
+
+def test_a_damaged_fashion_small_is_one_sentence(monkeypatch, tmp_path):
+    import blf_explore.engine.small as small
+    real = small.files('blf_explore.engine').joinpath('fashion_small.xz').read_bytes()
+    monkeypatch.setattr(small, 'files', lambda _: tmp_path)
+    for d in (None, b'', real[:-1], real[:100_000], real[:1000]+bytes([real[1000]^1])+real[1001:]):
+        if d is not None: (tmp_path/'fashion_small.xz').write_bytes(d)
+        with pytest.raises(ValueError) as e: get_dls('fashion_small')
+        one_sentence(e, "name='fashion_small'", 'fashion_small.xz is damaged', 'install blf_explore again')
+
+# ---- repeats
+
+def images(n, shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, *shape), generator=g, dtype=torch.uint8),torch.arange(n)%7
+
+@pytest.mark.parametrize('n,redundancy,shape', [(40, .5, (1, 5, 4)), (201, .9, (3, 4, 6)), (30, .25, (1, 3, 3)), (7, .99, (2, 4, 4)), (50, 1e-3, (1, 4, 4))])
+def test_repeats_by_brute_force(n, redundancy, shape):
+    x,y = images(n, shape)
+    was = x.clone()
+    got,labels,originals = repeat_shifted(x, y, redundancy, seed=n)
+    assert torch.equal(x, was) # what was given is left alone
+    stay = [i for i in range(n) if originals[i]==i]
+    assert len(stay)==max(1, n-round(redundancy*n))
+    times = [sum(int(o)==i for o in originals)-1 for i in stay]
+    assert sum(times)==n-len(stay) and max(times)-min(times)<=1
+    moves = set()
+    for i in range(n):
+        o = int(originals[i])
+        assert o in stay and labels[i]==y[o]
+        if o==i: assert torch.equal(got[i], x[i])
+        else:
+            wide = np.pad(x[o].numpy(), ((0,0),(1,1),(1,1)), mode='edge')
+            cut = {(dx,dy): wide[:,1-dy:1-dy+shape[1],1-dx:1-dx+shape[2]] for dx in (-1,0,1) for dy in (-1,0,1)}
+            found, = [k for k,v in cut.items() if (v==got[i].numpy()).all()]
+            moves.add(found)
+    assert (0,0) not in moves and (n<200 or len(moves)==8)
+
+def test_repeats_in_a_data_set():
+    plain,dls,again,other = get_dls(seed=3),get_dls(seed=3, redundancy=.8),get_dls(seed=3, redundancy=.8),get_dls(seed=4, redundancy=.8)
+    o,n = dls.originals,len(plain.train_ds)
+    assert len(dls.train_ds)==n and len(o.unique())==n-round(.8*n) and torch.equal(plain.originals, torch.arange(n))
+    assert torch.equal(dls.train_ds.y.cpu(), plain.train_ds.y.cpu()[o]) and torch.equal(dls.valid_ds.y, plain.valid_ds.y)
+    stay = o==torch.arange(n)
+    def image(d, i): return (d.image(d.x[i])*255).round()
+    assert torch.equal(image(dls.train_ds, stay), image(plain.train_ds, stay)) and torch.equal(image(dls.valid_ds, slice(None)), image(plain.valid_ds, slice(None)))
+    assert abs(dls.train_ds.x.mean())<1e-4 and abs(dls.train_ds.x.std()-1)<1e-4 # the statistics are those of what is trained on
+    assert torch.equal(dls.train_ds.x, again.train_ds.x) and torch.equal(o, again.originals) and not torch.equal(o, other.originals)
+
+def test_wrong_labels_come_after_repeats_and_know_nothing_of_them():
+    clean,noisy = get_dls('fashion_small', seed=3, redundancy=.5),get_dls('fashion_small', seed=3, redundancy=.5, label_noise=.5)
+    assert torch.equal(clean.originals, noisy.originals) and torch.equal(clean.train_ds.x, noisy.train_ds.x)
+    assert torch.equal((clean.train_ds.y!=noisy.train_ds.y).nonzero()[:,0].cpu(), noisy.flipped) and len(noisy.flipped)==6000
+    stay = noisy.originals==torch.arange(12000)
+    assert abs(int(stay[noisy.flipped].sum())-3000)<4*39 # half of those that stay, give or take four standard deviations of a draw without replacement
+
+def test_repeats_of_images_in_folders(tmp_path):
+    small = write_images(tmp_path/'small', ['a','b','c'], n=10)
+    dls = get_dls(small, bs=4, redundancy=.75)
+    assert len(dls.train_ds)==24 and len(dls.originals.unique())==6
+    large = write_images(tmp_path/'large', ['a','b'], n=2, size=(90, 70), parts=('train','val'))
+    for args,name in (((large,), f'path={str(large)!r}'), (('imagenette',), "name='imagenette'")): # not even downloaded
+        with pytest.raises(ValueError) as e: get_dls(*args, redundancy=.5)
+        one_sentence(e, 'redundancy=0.5', name, '64 pixels')
+    assert torch.equal(get_dls(large, bs=2).originals, torch.arange(4))
 
 def write_images(path, classes, n=6, size=(12, 10), mode='RGB', parts=('',)):
     g = np.random.RandomState(0)
@@ -341,13 +428,18 @@ def one_sentence(e, *parts):
 @pytest.mark.parametrize('name', ['mnist', '', None, 5, 'DIGITS', ['digits']])
 def test_unknown_data_set(name):
     with pytest.raises(ValueError) as e: get_dls(name)
-    one_sentence(e, f'name={name!r}', 'digits', 'fashion_mnist', 'cifar10', 'imagenette', 'imagewoof')
+    one_sentence(e, f'name={name!r}', 'digits', 'fashion_small', 'fashion_mnist', 'cifar10', 'imagenette', 'imagewoof')
 
 def test_unknown_network():
     with pytest.raises(ValueError) as e: get_model('vgg', get_dls())
     one_sentence(e, "'vgg'", 'convnet', 'resnet', 'mlp')
 
-@pytest.mark.parametrize('name', ['cifar10', 'fashion_mnist', 'imagewoof', 'digits', 'folder'])
+@pytest.mark.parametrize('name', ['digits', 'fashion_small'])
+def test_what_ships_takes_no_path(name, tmp_path):
+    with pytest.raises(ValueError) as e: get_dls(name, path=tmp_path)
+    one_sentence(e, f'path={str(tmp_path)!r}', f'name={name!r}', "name='folder'")
+
+@pytest.mark.parametrize('name', ['cifar10', 'fashion_mnist', 'fashion_small', 'imagewoof', 'digits', 'folder'])
 def test_missing_folder(name, tmp_path):
     with pytest.raises(FileNotFoundError) as e: get_dls(name, path=tmp_path/'none')
     one_sentence(e, 'path=', 'none', 'give')
@@ -355,7 +447,9 @@ def test_missing_folder(name, tmp_path):
     one_sentence(e, 'none', 'folder')
 
 @pytest.mark.parametrize('kw', [dict(bs=0), dict(bs=-3), dict(bs=1.5), dict(bs='64'), dict(bs=None), dict(bs=True), dict(label_noise=1.5), dict(label_noise=-.1),
-                                dict(label_noise='x'), dict(label_noise=float('nan')), dict(label_noise=None)])
+                                dict(label_noise='x'), dict(label_noise=float('nan')), dict(label_noise=None),
+                                dict(redundancy=1), dict(redundancy=1.), dict(redundancy=-.1), dict(redundancy='x'), dict(redundancy=float('nan')),
+                                dict(redundancy=None), dict(redundancy=True)])
 def test_bad_numbers(kw, tmp_path):
     (k,v), = kw.items()
     for more in dict(),dict(name='cifar10', path=write_images(tmp_path, ['a','b'], n=2)):

@@ -13,7 +13,7 @@ def wheel(tmp_path_factory):
     "The package's wheel, built from a copy (a build leaves files beside its sources)."
     d = tmp_path_factory.mktemp('wheel')
     shutil.copytree(root/'blf_explore', d/'src'/'blf_explore', ignore=shutil.ignore_patterns('__pycache__', '.*'))
-    for o in ('settings.ini','setup.py','pyproject.toml','README.md','LICENSE'): shutil.copy(root/o, d/'src')
+    for o in ('settings.ini','setup.py','pyproject.toml','README.md','LICENSE','NOTICE'): shutil.copy(root/o, d/'src')
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', d, d/'src'], check=True)
     res, = d.glob('*.whl')
     return zipfile.ZipFile(res)
@@ -36,8 +36,13 @@ def python(wheel, tmp_path_factory):
 def test_wheel_holds_every_file_of_the_package(wheel):
     want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.j2','.json','.xz')
             and not any(p.startswith('.') for p in o.relative_to(root).parts)}
-    assert {'blf_explore/page/dashboard.ipynb','blf_explore/page/templates/index.html.j2'} <= want
+    assert {'blf_explore/page/dashboard.ipynb','blf_explore/page/templates/index.html.j2','blf_explore/engine/fashion_small.xz'} <= want
     assert want=={o for o in wheel.namelist() if '.dist-info/' not in o}
+
+def test_wheel_says_whose_images_it_holds(wheel):
+    name, = [o for o in wheel.namelist() if o.split('/')[-1]=='NOTICE']
+    text = wheel.read(name).decode()
+    for o in ('fashion_small.xz', 'Zalando', 'MIT License', 'Permission is hereby granted, free of charge', '12,000', '4,000'): assert o in text
 
 def test_metadata_is_that_of_settings_ini(metadata):
     assert metadata['Name']==ini['lib_name'] and metadata['Summary']==ini['description']

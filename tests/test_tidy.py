@@ -10,7 +10,7 @@ root = Path(__file__).resolve().parent.parent
 package = root/'blf_explore'
 
 # floors from below, each in the order in which its modules may know of each other; the lessons' is that of their notebooks
-ENGINE = ['knobs','record','rows','losses','timing','folders','images','data','loading','traces','looking','rehearsal','logbook','fitting',
+ENGINE = ['knobs','record','rows','losses','timing','folders','images','small','data','loading','traces','looking','rehearsal','logbook','fitting',
           'selecting','filtering']
 PAGE = ['plots','widgets','cli','evidence']
 

@@ -6,6 +6,9 @@ import psutil, pytest
 from browser import appears, launch, open_page, says, serve, shown_error, until
 from waits import gone, wait_until
 
+quick = dict(name='digits', bs=64) # 22 batches of some milliseconds an epoch; what the page begins with takes a hundred times as long
+quick_options = '--name','digits','--bs','64'
+
 def ready(page, url):
     page.errors = []
     page.on('pageerror', lambda e: page.errors.append(str(e)))
@@ -17,7 +20,7 @@ def ready(page, url):
 
 @pytest.fixture(scope='module')
 def app():
-    with serve('--epochs', '60') as url: yield url
+    with serve(*quick_options, '--epochs', '60') as url: yield url
 
 @pytest.fixture(scope='module')
 def browser():
@@ -33,7 +36,7 @@ def one_page(browser, app):
 
 @pytest.fixture
 def page(one_page):
-    "The dashboard with its defaults and nothing trained; one page for many tests, for each has to load PyTorch."
+    "The dashboard on the digits and nothing trained; one page for many tests, for each has to load PyTorch."
     if shown_error(one_page): button(one_page, 'OK').click()
     one_page.locator('.reset').click()
     status(one_page, 'ready')
@@ -232,7 +235,7 @@ def test_a_path_belongs_to_its_data_set(tmp_path):
 @pytest.mark.browser
 def test_no_network_is_a_sentence_and_the_way_back_is_open(browser, tmp_path):
     dead = 'http://127.0.0.1:9' # nothing listens there
-    with serve(env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, open_page(browser) as page:
+    with serve(*quick_options, env=dict(http_proxy=dead, https_proxy=dead, FASTAI_HOME=str(tmp_path))) as url, open_page(browser) as page:
         ready(page, url)
         page.get_by_label('data', exact=True).select_option('cifar10')
         says(page, 'has to be downloaded')
@@ -333,7 +336,7 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few,
                 'SB-rank': few, 'HNM': few, 'RHO-LOSS': few}
     (a,b),mine = pair,[settings[pair[0]], settings[pair[1]] if pair[0]!=pair[1] else {}]
-    dash = LiveDashboard(method=a, other=b, epochs=3, network='mlp', **mine[0], **{f'other_{k}': v for k,v in mine[1].items()})
+    dash = LiveDashboard(**quick, method=a, other=b, epochs=3, network='mlp', **mine[0], **{f'other_{k}': v for k,v in mine[1].items()})
     try:
         assert reached(dash)=='ready'
         begins = [torch.cat([p.detach().flatten() for p in o.learn.model.parameters()]) for o in dash.session.lanes]
@@ -380,15 +383,61 @@ def test_no_holdout_model_has_seen_what_it_is_asked_about():
     (dict(other='BLF', other_loss_perc=0), "other_loss_perc=0 and other_sample_perc=0 would keep nothing: give at least one of them"),
     (dict(method='none'), "method='none' is not known: choose one of 'BLF', 'HNM', 'SB', 'SB-rank', 'importance', 'core-set',"),
     (dict(plain=True), "plain=True is not a setting"),
+    (dict(redundancy=1), "redundancy=1 is not accepted: give a number from 0 to 0.999"),
+    (dict(redundancy='half'), "redundancy='half' is not accepted"),
 ], ids=str)
 def test_a_bad_setting_is_one_sentence(bad, says):
     from blf_explore.page.widgets import LiveDashboard
     with pytest.raises(ValueError) as e: LiveDashboard(**bad)
     assert str(e.value).startswith(says) and '\n' not in str(e.value)
 
+def test_the_two_set_ups_of_the_page():
+    from blf_explore.page.widgets import LiveDashboard, check_settings, dashboard_presets as presets
+    def full(o): return {k: v for k,v in check_settings(**o).items() if k in o}
+    a,b = map(full, presets.values())
+    assert list(presets)==['where it pays','where it does not'] and a.items()<=check_settings().items() # the page begins with the first
+    assert len([k for k in a if a[k]!=b[k]])==1 and a['name']=='fashion_small' and (a['method'],a['other'],a['loss_perc'])==('BLF','plain',.9)
+    dash = LiveDashboard(**quick, redundancy=.8, seed=7, pace=5, loss_perc=.3, network='mlp')
+    def chosen(): return dash._state_now(0.)['preset']
+    try:
+        assert reached(dash)=='ready' and chosen() is None
+        assert len(dash._data['dls'].originals.unique())==1437-round(.8*1437) # the setting has reached the data
+        for name in reversed(presets):
+            dash.preset(name)
+            assert chosen()==name and (dash.settings['seed'],dash.settings['pace'])==(7,5.)
+            assert full(presets[name]).items()<=dash.settings.items() and reached(dash)=='ready'
+        dash.set(loss_perc=.5)
+        assert chosen() is None
+        with pytest.raises(ValueError, match="^name='neither' is not known: choose one of 'where it pays', 'where it does not'$"): dash.preset('neither')
+    finally: dash.close()
+
+@pytest.mark.browser
+def test_one_click_from_where_it_pays_to_where_it_does_not(browser, app):
+    from blf_explore.page.widgets import dashboard_presets as presets
+    labels = dict(name='data', network='network', epochs='epochs', lr='learning rate', bs='batch size', redundancy='repeats', label_noise='wrong labels')
+    def shown(page): return {k: page.get_by_label(o, exact=True).input_value() for k,o in labels.items()}
+    def inside(page): # nothing is cut off: all buttons and fields lie within the page, and none on another
+        boxes = [o.bounding_box() for o in page.locator('.setup > label:visible, .setup button:visible').all()]
+        assert len(boxes)>=len(labels)+3 and all(o['x']>=0 and o['x']+o['width']<=1280 for o in boxes)
+        apart = lambda a,b: any(a[p]+a[d]<=b[p]+.5 or b[p]+b[d]<=a[p]+.5 for p,d in (('x','width'),('y','height')))
+        assert all(apart(a, b) for i,a in enumerate(boxes) for b in boxes[:i])
+        assert page.evaluate("['.blf', '.setup', '.main', '.strip'].every(o => { const e = document.querySelector(o); return e.scrollWidth<=e.clientWidth && e.scrollHeight<=e.clientHeight })")
+    with open_page(browser) as page:
+        ready(page, app)
+        button(page, 'Step').click()
+        at_least(page, 1)
+        for name in presets:
+            button(page, name).click() # a run has begun: it is given up
+            until(page, f"document.querySelector('[data-preset=\"{name}\"]').getAttribute('aria-pressed')=='true'")
+            status(page, 'ready')
+            assert batches(page)==0 and page.locator('.presets [aria-pressed=true]').count()==1
+            assert shown(page)=={k: v if isinstance(v := presets[name][k], str) else f'{v:g}' for k in labels}
+            inside(page)
+        assert page.errors==[]
+
 def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
     from blf_explore.page.widgets import LiveDashboard
-    dash = LiveDashboard(method='importance', other='HNM', network='mlp')
+    dash = LiveDashboard(**quick, method='importance', other='HNM', network='mlp')
     def values(): return {k: v for k,v in dash.settings.items() if v is not None and 'perc' in k or k in ('method','other','beta','tau_th')}
     try:
         assert reached(dash)=='ready'
@@ -466,7 +515,7 @@ def jupyterlab(folder):
 @pytest.mark.browser
 def test_in_jupyterlab(browser, tmp_path):
     cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[],
-                source='from blf_explore.page.widgets import LiveDashboard\nLiveDashboard(epochs=50)')
+                source='from blf_explore.page.widgets import LiveDashboard\nLiveDashboard(name="digits", bs=64, epochs=50)')
     (tmp_path/'class.ipynb').write_text(json.dumps(dict(cells=[cell], nbformat=4, nbformat_minor=5,
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))))
     with jupyterlab(tmp_path) as url, open_page(browser, 1600, 1000) as page:

@@ -43,11 +43,12 @@ def _number(s):
 
 # %% ../../nbs/page/03_cli.ipynb #957285a0
 _help = dict(
-    name="data set: digits, fashion_mnist, cifar10, imagenette, imagewoof or folder",
+    name="data set: fashion_small, digits, fashion_mnist, cifar10, imagenette, imagewoof or folder",
     path="folder that holds the data set, or a folder of images",
     network="convnet, resnet or mlp",
     epochs="epochs of a run", lr="highest learning rate", bs="batch size", seed="random seed",
     label_noise="share of the training labels to flip, 0 to 1",
+    redundancy="share of the training set that repeats other images, moved by a pixel, 0 to .999",
     pace="most batches per second; 0: as many as it can",
     method="the method to watch", other="what trains beside it: plain, another method, or none")
 

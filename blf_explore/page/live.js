@@ -9,11 +9,11 @@ const BY = {epoch: 'by epoch', seconds: 'by seconds', samples: 'by samples'}
 const MARGINS = {samples: [4.5, 5], time: [4.5, .8], agreement: [3.9, .8], accuracy: [3.9, .8]}  // left and right, in lines
 const SETUP = [
   ['name', 'data', 'select'], ['path', 'folder', 'text'], ['network', 'network', 'select'], ['epochs', 'epochs', 'number'],
-  ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['label_noise', 'wrong labels', 'text'],
-  ['pace', 'pace', 'select'],
+  ['lr', 'learning rate', 'text'], ['bs', 'batch size', 'number'], ['seed', 'seed', 'number'], ['redundancy', 'repeats', 'text'],
+  ['label_noise', 'wrong labels', 'text'], ['pace', 'pace', 'select'],
 ]
 const SIDES = {method: ['A', ''], other: ['B', 'other_']}  // the two methods: letter, and what their settings' names begin with
-const NUMBERS = ['epochs', 'lr', 'bs', 'seed', 'label_noise', 'pace']
+const NUMBERS = ['epochs', 'lr', 'bs', 'seed', 'redundancy', 'label_noise', 'pace']
 const PACES = {0: 'full speed', 20: '20 batches/s', 5: '5 batches/s', 1: '1 batch/s'}
 const el = (tag, attrs = {}, ...kids) => {
   const o = document.createElement(tag)
@@ -60,8 +60,11 @@ async function render({model, el: host}) {
 
   const fields = {}
   let wantsFolder = false
-  const showPath = name => { setup.querySelector('[data-for=path]').style.display = name === 'digits' ? 'none' : '' }
-  const setup = el('div', {class: 'setup'})
+  const showPath = name => { setup.querySelector('[data-for=path]').style.display = model.get('choices').shipped.includes(name) ? 'none' : '' }
+  const presets = el('div', {class: 'presets', role: 'group', 'aria-label': 'set-ups'})
+  for (const name of model.get('choices').presets) presets.append(
+    el('button', {'data-preset': name, title: 'Stop, and begin again with this set-up', onclick: () => send('preset', {settings: {name}})}, name))
+  const setup = el('div', {class: 'setup'}, presets)
   const field = (k, label, kind) => {
     const f = kind === 'select' ? el('select') : el('input', {type: kind, autocomplete: 'off'})
     if (kind === 'select') for (const [v, t] of Object.entries(k === 'pace' ? PACES : model.get('choices')[k])) f.append(el('option', {value: v}, t))
@@ -228,6 +231,7 @@ async function render({model, el: host}) {
       veil.hidden = s.status !== 'loading'
       veilText.textContent = (s.what || 'Loading') + ' …'
       device.textContent = s.device ? `Measured here: ${s.device}` : ''
+      for (const o of presets.children) o.setAttribute('aria-pressed', o.dataset.preset === s.preset)
       for (const o of charts.by.querySelectorAll('button')) o.setAttribute('aria-pressed', o.dataset.by === s.by)
       far.replaceChildren(...s.so_far.map((row, i) => el('tr', {}, ...row.map((o, j) => el(i && j ? 'td' : 'th', j === 0 ? {} : row.length < s.so_far[0].length ? {colspan: 2} : {class: 'ab'[j - 1]}, i || j ? i ? o : el('b', {}, o) : 'So far')))))
       for (const [k] of CHARTS) {
