@@ -17,11 +17,11 @@ Rows share their runs: a few comparisons of all methods ([lesson 21](21_compare.
 __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'claims', 'judge_more', 'judge_less', 'judge_least',
            'judge_most', 'judge_no_gain', 'judge_from_on', 'judge_payback', 'judge_faster', 'gentle_later',
            'selective_later', 'loss_gentle_later', 'loss_selective_later', 'mixup', 'table_methods', 'variants',
-           'Scale', 'can_repeat', 'plan', 'look_at', 'looked', 'time_losses', 'measure_costs', 'points', 'mean_of',
-           'curve', 'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time', 'read_hnm',
-           'read_payback', 'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two', 'read_tau',
-           'read_anneal', 'read_loss', 'read_mixup', 'read_imagewoof', 'read_levels', 'read_gains', 'Claim', 'needed',
-           'why_not', 'cost_epochs', 'check_claims', 'judged', 'price_spread', 'run_claims', 'claims_table', 'records',
+           'Scale', 'can_repeat', 'plan', 'look_at', 'looked', 'time_losses', 'prices', 'measure_costs', 'points',
+           'mean_of', 'curve', 'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time',
+           'read_hnm', 'read_payback', 'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two',
+           'read_tau', 'read_anneal', 'read_loss', 'read_mixup', 'read_imagewoof', 'read_levels', 'read_gains', 'Claim',
+           'needed', 'why_not', 'cost_epochs', 'check_claims', 'judged', 'run_claims', 'claims_table', 'records',
            'record_name', 'load_claims', 'shipped', 'save_record', 'load_runs']
 
 # %% ../nbs/lessons/22_claims.ipynb #0bd4e3ff
@@ -213,6 +213,26 @@ def time_losses(
         opt.zero_grad()
     fs = dict(plain=(loss_func, len(x)), top90=(TopLoss(loss_func, .9), len(x)), top25=(TopLoss(loss_func, .25), len(x)), fewer=(loss_func, len(x)//4))
     return {k: v.tolist() for k,v in time_interleaved({k: partial(step, *o) for k,o in fs.items()}, rounds, device=x.device).items()}
+
+def _by_loss_alone(spec): return spec in ('BLF','HNM','SB','SB-rank') or spec[0] in ('BLF','HNM','SB','SB-rank') and 'score' not in spec[1]
+
+def prices(
+    setup:dict, # As of `make_learner`
+    methods:dict, # {label: as `compare` takes it}
+    times:int=3
+)->dict: # 'costs': the fields of `Costs`; 'spread': factor of at least 1
+    """Prices of the reference clock for all comparisons: medians of several measurements. Labels that score by the loss do the same work, so they
+    have one price, the median of all theirs. All seeds share the prices, so the spread of the seeds does not show their error; `spread` does: the
+    dearest of those measurements of the same work, in plain steps, over the cheapest."""
+    specs = {k: (o, {}) if isinstance(o, str) else o for k,o in methods.items()}
+    all_ = [unit_costs(partial(make_learner, setup, 0), {k: partial(add_method, spec=o) for k,o in specs.items()}) for _ in range(times)]
+    def mid(f): return float(np.median([f(o) for o in all_]))
+    res = Costs(all_[0].bs, all_[0].sizes, [mid(lambda o: o.train[i]) for i in range(len(all_[0].sizes))], {}, all_[0].device)
+    res.methods = {k: {a: mid(lambda o: o.methods[k][a]) for a in ('score','select')} for k in all_[0].methods}
+    same = [k for k in res.methods if _by_loss_alone(specs[k])]
+    scored = [o.methods[k]['score']/o.train_s(o.bs) for o in all_ for k in same]
+    for k in same: res.methods[k]['score'] = float(np.median(scored))*res.train_s(res.bs)
+    return dict(costs=asdict(res), spread=max(scored)/min(scored) if scored and min(scored)>0 else None)
 
 def measure_costs(
     setup:dict, # As of `make_learner`
@@ -567,14 +587,14 @@ def _looked(setup, scale, seeds, budget, executor):
     jobs = [(setup, s, epochs, scale.n_look) for s in range(seeds)]
     return [looked(*o) for o in jobs] if executor is None else [o.result() for o in [executor.submit(looked, *o) for o in jobs]]
 
-def _run(name, arguments, setup, scale, seeds, budget, folder, executor, progress):
+def _run(name, arguments, setup, scale, seeds, budget, folder, executor, progress, costs):
     "One comparison, or one of the other measurements."
     kept = None if folder is None else folder/f'{name}.json'
     if name=='costs': return _kept_json(kept, lambda: measure_costs(setup))
     if name=='loss': return _kept_json(kept, lambda: time_losses(setup))
     if name=='looks': return _kept_json(kept, lambda: _looked(setup, scale, seeds, budget, executor))
     if arguments.get('clock')=='wall': executor = None # two at once would disturb each other's clock
-    return compare(**arguments, seeds=seeds, refine=0, folder=None if folder is None else folder/name, executor=executor, progress=progress)
+    return compare(**arguments, costs=None if name=='imagewoof' else costs, seeds=seeds, refine=0, folder=None if folder is None else folder/name, executor=executor, progress=progress)
 
 # %% ../nbs/lessons/22_claims.ipynb #698f179e
 def check_claims(scale, only, data, seeds, workers, budget):
@@ -592,10 +612,13 @@ def _say(on, s):
     if on: print(s, file=sys.stderr, flush=True)
 
 def _all_runs(todo, setup, scale, seeds, budget, folder, workers, progress):
-    "{name: what it gave}, the bill said beforehand and the time left on the way."
+    "({name: what it gave}, how far prices varied), the bill said beforehand and the time left on the way."
     cost = {k: cost_epochs(o, seeds) if o else 0 for k,o in todo.items()}
     with _workers(workers) as executor:
-        costs = unit_costs(partial(make_learner, setup, 0), {})
+        _say(progress, 'what steps cost on this machine …')
+        labels = {k: m for name,o in reversed(todo.items()) if o and name!='imagewoof' for k,m in o['methods'].items()} # a label means what it means in `main`
+        priced = _kept_json(None if folder is None else folder/'prices.json', lambda: prices(setup, labels))
+        costs = Costs(**priced['costs'])
         epoch_s = len(make_learner(setup, 0).dls.train)*costs.train_s(costs.bs)
         total,t0,done,res = sum(cost.values())*epoch_s,time.perf_counter(),0.,{}
         n = sum((len(o['methods'])+1)*seeds*len(o['shares']) for o in todo.values() if o)
@@ -605,9 +628,9 @@ def _all_runs(todo, setup, scale, seeds, budget, folder, workers, progress):
             took = time.perf_counter()-t0
             left = (total-done)*took/done if done else total*1.5/workers
             _say(progress, f'--- {i+1} of {len(todo)}: {k} (about {left/60:.1f} min left in all)')
-            res[k] = _run(k, o, setup, scale, seeds, budget, folder, executor, progress)
+            res[k] = _run(k, o, setup, scale, seeds, budget, folder, executor, progress, costs)
             done += cost[k]*epoch_s
-    return res
+    return res,priced['spread']
 
 def _short(o): # as JSON has it; five digits are enough to judge by
     if isinstance(o, float): return float(f'{o:.5g}') if math.isfinite(o) else None
@@ -624,16 +647,6 @@ def judged(
     return dict(_words(c), verdict=c.judge(numbers), said=c.say(numbers), figures=numbers, plot=plot)
 
 def _words(c): return {k: getattr(c, k) for k in ('key','question','claimed','measured','rule')}
-
-def price_spread(
-    runs:dict # {name: comparison or measurement}
-): # Factor of at least 1; None: there are no two to compare
-    """How far the prices of the reference clock differ between comparisons of the same data and network: the largest ratio of BLF's scoring
-    and choosing to a plain step over the smallest. All seeds of a comparison share its prices, so their spread does not show this error."""
-    costs = [Costs(**c.costs) for k,c in runs.items() if isinstance(c, Comparison) and k not in ('mixup','imagewoof')]
-    costs += [Costs(**o) for o in runs.get('costs', ())]
-    price = [sum(o.methods['BLF'].values())/o.train_s(o.bs) for o in costs if 'BLF' in o.methods]
-    return max(price)/min(price) if len(price)>1 else None
 
 def run_claims(
     scale:str='quick', # 'quick', 'small' or 'full'
@@ -656,11 +669,11 @@ def run_claims(
     todo = needed(can, p)
     setup = dict(data=p['main']['data'], model='convnet', lr=1e-2, cbs=None)
     t0 = time.perf_counter()
-    runs = _all_runs(todo, setup, s, seeds, budget, folder, workers, progress) if todo else {}
+    runs,spread = _all_runs(todo, setup, s, seeds, budget, folder, workers, progress) if todo else ({}, None)
     rows = [judged(k, runs) if k in can else dict(_words(claims[k]), verdict=NOT_RUN, said=why_not(k, p), figures={}, plot=None) for k in keys]
     settings = dict(scale=scale, data=data or s.data, seeds=seeds, bs=s.bs, lr=1e-2, model='convnet', budget=budget, workers=workers, epochs=s.epochs, long=s.long)
     info = dict(device=device_name(default_device()), versions=versions(), date=time.strftime('%Y-%m-%d'), took_s=round(time.perf_counter()-t0),
-                price_spread=price_spread(runs))
+                price_spread=spread)
     return _short(dict(format=_format, settings=settings, info=info, rows=rows)),runs
 
 # %% ../nbs/lessons/22_claims.ipynb #70374e32

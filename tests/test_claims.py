@@ -113,6 +113,16 @@ def test_payback_roughness_and_the_share_that_pays_by_brute_force():
     costs = Costs(100, [50,100], [.6,1.], dict(BLF=dict(score=.3, select=.1), dear=dict(score=2., select=0.)))
     assert abs(C.pays_below(costs, 'BLF')-.5)<=.0051 and C.pays_below(costs, 'dear')==0 # .4 + train(50) = 1
 
+def test_all_that_score_by_the_loss_have_one_price(monkeypatch):
+    measured = iter([Costs(64, [32,64], [.5,1.], dict(BLF=dict(score=.2, select=.01), late=dict(score=.4, select=.03), bound=dict(score=.9, select=0.)), 'here'),
+                     Costs(64, [32,64], [.7,2.], dict(BLF=dict(score=.6, select=.02), late=dict(score=.6, select=.01), bound=dict(score=.5, select=0.)), 'here'),
+                     Costs(64, [32,64], [.6,1.], dict(BLF=dict(score=.3, select=.05), late=dict(score=.1, select=.02), bound=dict(score=.7, select=0.)), 'here')])
+    monkeypatch.setattr(C, 'unit_costs', lambda *_: next(measured))
+    got = C.prices({}, dict(BLF='BLF', late=('HNM', dict(interrupt=2)), bound=('SB', dict(score=len))))
+    c = got['costs'] # scoring in plain steps: .2 .4 | .3 .3 | .3 .1
+    assert c['train']==[.6,1.] and math.isclose(got['spread'], 4)
+    assert {k: (round(v['score'], 9), v['select']) for k,v in c['methods'].items()}==dict(BLF=(.3,.02), late=(.3,.02), bound=(.7,0.))
+
 def test_double_precision_looks_agree_with_one_backward_per_sample():
     import torch
     from torch import nn

@@ -104,7 +104,7 @@ def where(
 )->str:
     "What a result was measured on, in words."
     s,i = result['settings'],result['info']
-    varied = f"; the price of scoring varied by a factor of {i['price_spread']:.2f} between comparisons" if i.get('price_spread') else ''
+    varied = f"; the price of the same scoring varied by a factor of {i['price_spread']:.1f} between measurements" if i.get('price_spread') else ''
     return f"{s['data']}, {s['model']}, batch {s['bs']}, {s['seeds']} seeds; {i['device']}; {i['date']}{varied}"
 
 def claims_page(
@@ -120,8 +120,8 @@ def claims_page(
             '<p>Every run has a learning-rate schedule of its own that ends where its budget ends, plain training too. The budget is counted on the reference '
             'clock: what was done, times what such steps cost on this machine. Numbers are medians over the seeds, with the interval that holds the median with '
             'a chance of over 90%; with five seeds that is the lowest and the highest. A difference within it is too close to call. By chance alone, one such '
-            'row in sixteen gets a verdict. What the spread of the seeds does not show: all runs of a comparison share the prices that were measured '
-            'before it, so where the price of scoring varied much between comparisons (above), measure again on a quiet machine. In the figures a pale dot is '
+            'row in sixteen gets a verdict. What the spread of the seeds does not show: all runs share the prices that were measured '
+            'beforehand, in medians. Where the price of the same scoring varied much between measurements (above), measure again on a quiet machine. In the figures a pale dot is '
             'a seed, a bar or a line the median.</p>'
             f'<table><tr><th>question</th><th>verdict</th><th>measured</th></tr>{table}</table>' + ''.join(map(_section, result['rows'])) + '</html>')
 
