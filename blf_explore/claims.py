@@ -25,7 +25,7 @@ __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'c
            'record_name', 'load_claims', 'shipped', 'save_record', 'load_runs']
 
 # %% ../nbs/lessons/22_claims.ipynb #0bd4e3ff
-import inspect, json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd
+import inspect, json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd, blf_explore
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -685,7 +685,7 @@ def claims_table(
 
 def records()->Path:
     "The folder of what was measured last, inside the package."
-    return Path(__file__).parent/'records'
+    return Path(blf_explore.__file__).parent/'records'
 
 def record_name(
     scale:str, # 'quick', 'small' or 'full'
