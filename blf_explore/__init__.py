@@ -3,6 +3,7 @@
 - `blf_explore.blf`: Keep the hardest samples until they make up `loss_perc` of the batch's loss
 - `blf_explore.bls`: Batch Loss Score: a moving average of batch losses, in the place of a loss per sample
 - `blf_explore.budget`: Train until so many seconds are spent, with a schedule that ends just then, on a clock that no neighbour disturbs
+- `blf_explore.claims`: What was claimed of selective training, each claim measured at equal cost, with a verdict by a rule that stood before the result
 - `blf_explore.compare`: Every method and plain training, within the same budget, each with its own schedule; and how much sooner one reaches what the other reaches
 - `blf_explore.coreset`: Keep samples that are unlike each other, so that every sample of the batch is near a kept one
 - `blf_explore.engine.data`: Small image sets as whole-batch tensors, larger ones through fastai, any of them with noisy labels and repeats on request
@@ -27,6 +28,7 @@
 - `blf_explore.infobatch`: Drop easy samples at random by the loss they last had, without a scoring forward, and let the others stand for them
 - `blf_explore.page.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
 - `blf_explore.page.commands`: `blf-compare` trains every method and plain training within the same budgets, and writes a report for someone who doubts it
+- `blf_explore.page.evidence`: `blf-claims` measures what was claimed, and writes it down: a page that stands alone, the package's record, the README's table
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.report`: A comparison as figures, and as one HTML file that stands alone, for someone who doubts it
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders

@@ -15,11 +15,13 @@ from blf_explore.engine.filtering import *
 from blf_explore.gradients import *
 from blf_explore.budget import *
 from blf_explore.compare import *
+from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
 from blf_explore.page.plots import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
 from blf_explore.page.report import *
 from blf_explore.page.commands import *
+from blf_explore.page.evidence import claim_spec, claims_command, claims_page, readme_table
 
 for _o in dict.fromkeys(m.module for m in _methods.values()): # a new method needs its row in the table, and no line here
     _m = _import(f'blf_explore.{_o}')

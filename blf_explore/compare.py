@@ -323,6 +323,7 @@ def compare(
     bs:int=128, # Batch size, where `data` does not say
     cbs=None, # Function that returns further callbacks for every learner, such as MixUp
     folder=None, # Folder for records and results; a comparison that was interrupted goes on there
+    costs:Costs=None, # Prices of the reference clock, measured before, with those of every method; None: measured now
     executor=None, # Any `concurrent.futures.Executor`; None: one run after the other, in this process
     progress:bool=True # Say on stderr how far it is
 )->Comparison:
@@ -336,7 +337,7 @@ def compare(
     _check(epochs, budget, clock, refine, lr)
     if isinstance(data, (str,Path)): data = dict(name=str(data))
     setup = dict(data=data if callable(data) else dict(bs=bs)|data, model=model, lr=lr, cbs=cbs)
-    c = _begin(setup, specs, epochs, budget, clock, seeds, shares, refine, folder)
+    c = _begin(setup, specs, epochs, budget, clock, seeds, shares, refine, folder, costs)
     jobs = [_job(c, setup, specs, *o) for o in _ladder(specs, seeds, shares)]
     say = _Progress(progress)
     _do(c, jobs, folder, executor, say)
@@ -346,7 +347,7 @@ def compare(
         _do(c, jobs, folder, executor, say)
     return c
 
-def _begin(setup, specs, epochs, budget, clock, seeds, shares, refine, folder):
+def _begin(setup, specs, epochs, budget, clock, seeds, shares, refine, folder, costs=None):
     "A comparison without runs: the one that the folder holds, if it is the same, or a new one with costs measured now."
     settings = dict(methods={k: _in_words(o) if callable(o) else [o[0], {a: _in_words(b) for a,b in o[1].items()}] for k,o in specs.items()},
                     data=_in_words(setup['data']), model=_in_words(setup['model']), lr=setup['lr'], cbs=_in_words(setup['cbs']), epochs=epochs,
@@ -359,7 +360,7 @@ def _begin(setup, specs, epochs, budget, clock, seeds, shares, refine, folder):
             raise ValueError(f"folder={str(folder)!r} holds a comparison with other {', '.join(diff)}: give the same, or another folder")
         c.rows,c.curves = [],[]
         return c
-    costs = unit_costs(partial(make_learner, setup, 0), {k: partial(add_method, spec=o) for k,o in specs.items()})
+    if costs is None: costs = unit_costs(partial(make_learner, setup, 0), {k: partial(add_method, spec=o) for k,o in specs.items()})
     dls = _dls(setup['data'])
     n_iter = len(dls.train)
     settings['budget_s'] = budget or (epochs or 8)*n_iter*costs.train_s(costs.bs)

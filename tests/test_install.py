@@ -34,7 +34,7 @@ def python(wheel, tmp_path_factory):
     return run
 
 def test_wheel_holds_every_file_of_the_package(wheel):
-    want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.html','.j2','.xz')
+    want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.html','.j2','.json','.xz')
             and not any(p.startswith('.') for p in o.relative_to(root).parts)}
     assert {'blf_explore/page/dashboard.ipynb','blf_explore/page/templates/index.html.j2','blf_explore/engine/fashion_small.xz'} <= want
     assert want=={o for o in wheel.namelist() if '.dist-info/' not in o}
@@ -64,7 +64,7 @@ def test_importing_the_package_is_light(python):
 def test_console_scripts_work(python):
     res = python("from importlib.metadata import distribution; import json; "
                  "print(json.dumps({o.name: callable(o.load()) for o in distribution('blf_explore').entry_points}))")
-    assert json.loads(res.stdout or '{}')=={'blf-dashboard': True, 'blf-compare': True}, res.stderr
+    assert json.loads(res.stdout or '{}')=={'blf-dashboard': True, 'blf-compare': True, 'blf-claims': True}, res.stderr
     res = python('from blf_explore.page.cli import dashboard; dashboard()', '--help')
     assert res.returncode==0 and '--loss-perc' in res.stdout, res.stderr
 
