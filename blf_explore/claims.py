@@ -135,7 +135,7 @@ class Scale:
     looks:tuple=(0, 1, 2, 4, 8) # Epochs of plain training at which gradients are looked at
     n_look:int=512 # Samples whose gradients are looked at
 
-scales = dict(quick=Scale('digits', 64, epochs=6, long=18, redundancy=(.5, .9)), small=Scale('fashion_small', 128), full=Scale('fashion_mnist', 128))
+scales = dict(quick=Scale('digits', 64, epochs=4, long=14, redundancy=(.5, .9)), small=Scale('fashion_small', 128), full=Scale('fashion_mnist', 128))
 
 def can_repeat()->bool:
     "Whether `get_dls` can repeat images."

@@ -86,7 +86,7 @@ def _class(name): return getattr(import_module(f'blf_explore.{known[name].module
 
 def _known_settings(label, name, settings):
     "`settings`, if the method has them all."
-    own = {k: None for o in (_class(name), SelectiveTraining) for k in inspect.signature(o).parameters if k not in ('kwargs','score','selector')}
+    own = {k: None for o in (_class(name), SelectiveTraining) for k in inspect.signature(o).parameters if k not in ('kwargs','selector')}
     for k,v in settings.items():
         if k not in own: raise ValueError(f"{k}={v!r} of methods[{label!r}] is no setting of {name}: it has {', '.join(own)}")
     return settings

@@ -53,7 +53,7 @@ dashboard_networks = dict(convnet='convnet', resnet='resnet', mlp='MLP')
 dashboard_defaults = dict(
     name='fashion_small', # data set: one of `dashboard_data`
     network='convnet', # one of `dashboard_networks`
-    epochs=8,          # of a run
+    epochs=10,         # of a run
     lr=.01,            # highest learning rate of the one-cycle schedule
     bs=128,            # batch size
     seed=42,           # of the split, the weights and the shuffling, the same for both runs
