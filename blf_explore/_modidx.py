@@ -85,7 +85,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blf_explore.claims._words': ('lessons/claims.html#_words', 'blf_explore/claims.py'),
                                     'blf_explore.claims._workers': ('lessons/claims.html#_workers', 'blf_explore/claims.py'),
                                     'blf_explore.claims.at_half': ('lessons/claims.html#at_half', 'blf_explore/claims.py'),
-                                    'blf_explore.claims.can_repeat': ('lessons/claims.html#can_repeat', 'blf_explore/claims.py'),
                                     'blf_explore.claims.check_claims': ('lessons/claims.html#check_claims', 'blf_explore/claims.py'),
                                     'blf_explore.claims.claims_table': ('lessons/claims.html#claims_table', 'blf_explore/claims.py'),
                                     'blf_explore.claims.cost_epochs': ('lessons/claims.html#cost_epochs', 'blf_explore/claims.py'),

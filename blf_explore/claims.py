@@ -17,15 +17,15 @@ Rows share their runs: a few comparisons of all methods ([lesson 21](21_compare.
 __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'claims', 'judge_more', 'judge_less', 'judge_least',
            'judge_most', 'judge_no_gain', 'judge_from_on', 'judge_payback', 'judge_faster', 'gentle_later',
            'selective_later', 'loss_gentle_later', 'loss_selective_later', 'mixup', 'table_methods', 'variants',
-           'Scale', 'can_repeat', 'plan', 'look_at', 'looked', 'time_losses', 'prices', 'measure_costs', 'points',
-           'mean_of', 'curve', 'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time',
-           'read_hnm', 'read_payback', 'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two',
-           'read_tau', 'read_anneal', 'read_loss', 'read_mixup', 'read_imagewoof', 'read_levels', 'read_gains', 'Claim',
-           'needed', 'why_not', 'cost_epochs', 'check_claims', 'judged', 'run_claims', 'claims_table', 'records',
-           'record_name', 'load_claims', 'shipped', 'save_record', 'load_runs']
+           'Scale', 'plan', 'look_at', 'looked', 'time_losses', 'prices', 'measure_costs', 'points', 'mean_of', 'curve',
+           'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time', 'read_hnm', 'read_payback',
+           'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two', 'read_tau', 'read_anneal',
+           'read_loss', 'read_mixup', 'read_imagewoof', 'read_levels', 'read_gains', 'Claim', 'needed', 'why_not',
+           'cost_epochs', 'check_claims', 'judged', 'run_claims', 'claims_table', 'records', 'record_name',
+           'load_claims', 'shipped', 'save_record', 'load_runs']
 
 # %% ../nbs/lessons/22_claims.ipynb #0bd4e3ff
-import inspect, json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd, blf_explore
+import json, lzma, math, multiprocessing, os, signal, sys, time, numpy as np, pandas as pd, blf_explore
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -38,7 +38,7 @@ from .engine.knobs import check_number, check_whole, methods as known
 from .engine.record import versions
 from .engine.losses import TopLoss, per_sample_loss
 from .engine.timing import break_even, device_name, time_interleaved
-from .engine.data import datasets, get_dls
+from .engine.data import datasets
 from .importance import TauSwitch, grad_norm, grad_norm_bound
 from .gradients import agreement_curve
 from .budget import Costs, unit_costs
@@ -137,10 +137,6 @@ class Scale:
 
 scales = dict(quick=Scale('digits', 64, epochs=4, long=14, redundancy=(.5, .9)), small=Scale('fashion_small', 128), full=Scale('fashion_mnist', 128))
 
-def can_repeat()->bool:
-    "Whether `get_dls` can repeat images."
-    return 'redundancy' in inspect.signature(get_dls).parameters
-
 def plan(
     scale:Scale, # How much
     data:str=None, # Name of another data set
@@ -155,7 +151,7 @@ def plan(
                long=of({'BLF': 'BLF', 'HNM .25': variants()['HNM .25'], 'SB': 'SB', 'SB beta=4': ('SB', dict(beta=4.))}, budget*scale.long),
                mixup=of({'BLF': ('BLF', dict(after_mix=True))}, whole, cbs=mixup))
     for o in scale.noise: res[f'noise {o:.0%}'] = of(table_methods(), half, data=dict(label_noise=o))
-    for o in scale.redundancy if can_repeat() else (): res[f'redundancy {o:.0%}'] = of(table_methods(), half, data=dict(redundancy=o))
+    for o in scale.redundancy: res[f'redundancy {o:.0%}'] = of(table_methods(), half, data=dict(redundancy=o))
     if base['name']=='imagewoof':
         res['imagewoof'] = of({'BLF': 'BLF', 'HNM .25': variants()['HNM .25']}, budget*80, (.25, .35, .5, .7, 1.), model='resnet', clock='wall')
     return res

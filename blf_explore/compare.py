@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
+from sklearn.isotonic import isotonic_regression
 from fastai.basics import *
 from fastai.metrics import accuracy
 from .engine.knobs import check_number, check_whole, methods as known
@@ -57,16 +58,9 @@ def verdict(
     return 'more' if lo>0 else 'less' if hi<0 else 'none'
 
 # %% ../nbs/lessons/21_compare.ipynb #02505917
-def _rising(gains):
-    """What is nearest to `gains` and never falls (isotonic regression): neighbours that fall are replaced by their mean, again and again.
-    Rounded, for the mean of .1, -.1 and 0 is to be 0."""
-    pools = [] # [mean, number]
-    for g in gains:
-        pools.append([g, 1])
-        while len(pools)>1 and pools[-2][0]>pools[-1][0]:
-            (a,n),(b,m) = pools[-2:]
-            pools[-2:] = [[(a*n+b*m)/(n+m), n+m]]
-    return [round(v, 9) for v,n in pools for _ in range(n)]
+def _rising(gains)->list:
+    "What is nearest to `gains` and never falls. Rounded, for the mean of .1, -.1 and 0 is to be 0."
+    return isotonic_regression(gains).round(9).tolist()
 
 def time_to_reach(
     budgets, # Seconds, rising, shape (n,)

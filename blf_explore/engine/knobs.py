@@ -169,6 +169,8 @@ class Method:
     score:str='loss' # What a sample is worth, in words
 
 _share = Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep', 'share_above_0')
+_prune = (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
+          Knob('delta', 0., 1., .005, .875, 'share of training that prunes'))
 
 # the colours are Okabe and Ito's, which the colour-blind can tell apart, and seven more, found by search
 methods = {
@@ -196,8 +198,7 @@ methods = {
         (replace(_share, default=.1),), 'loss less holdout loss'),
     'InfoBatch': Method('InfoBatch', 'infobatch', 'InfoBatch', '#8811DD',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
-        (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
-         Knob('delta', 0., 1., .005, .875, 'share of training that prunes')), 'last training loss'),
+        _prune, 'last training loss'),
     'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#551100',
         'Keeps the samples that are rare by the features of the first layers. The deep layers see no other.',
         (replace(_share, default=.6),), 'rarity of the shallow features'),
@@ -209,7 +210,5 @@ methods = {
          Knob('delta', 0., 1., .005, .875, 'share of training with a window')), 'last training loss'),
     'BLS': Method('Batch Loss Score', 'bls', 'BLS', '#332299',
         'InfoBatch for a loss that has no samples: a sample’s score is a moving average of the losses of its batches.',
-        (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
-         Knob('delta', 0., 1., .005, .875, 'share of training that prunes'),
-         Knob('alpha', 0., .95, .05, .7, 'memory of the moving average', 'decay')), 'moving average of batch losses'),
+        (*_prune, Knob('alpha', 0., .95, .05, .7, 'memory of the moving average', 'decay')), 'moving average of batch losses'),
     'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '#000000', '')}
