@@ -282,7 +282,9 @@ def get_model(
     name:str, # 'convnet', 'resnet' or 'mlp'
     dls:DataLoaders # Gives the size of the input and the number of classes
 )->nn.Module: # With weights drawn from torch's random state
-    "A small network for the images of `dls`. Raises `ValueError` for an unknown name."
+    """A small network for the images of `dls`. Its weights are laid out channels-last on a CPU, where convolutions are then quicker.
+    Raises `ValueError` for an unknown name."""
     if name not in networks: raise _one_of('network', name, networks)
     x = dls.valid.one_batch()[0]
-    return dict(convnet=convnet, resnet=resnet, mlp=mlp)[name](x[0].numel() if name=='mlp' else x.shape[1], get_c(dls))
+    model = dict(convnet=convnet, resnet=resnet, mlp=mlp)[name](x[0].numel() if name=='mlp' else x.shape[1], get_c(dls))
+    return model.to(memory_format=torch.channels_last) if x.device.type=='cpu' else model
