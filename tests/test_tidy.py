@@ -9,7 +9,7 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 package = root/'blf_explore'
 
-# floors from below, each in the order in which its modules may know of each other; the lessons' is that of their notebooks
+# floors from below, each in the order in which its modules may know of each other; the lessons' and the evidence's is that of their notebooks
 ENGINE = ['knobs','record','rows','losses','timing','folders','images','small','data','loading','traces','looking','rehearsal','logbook','fitting',
           'selecting','epochs','filtering']
 PAGE = ['plots','widgets','cli','report','commands','evidence']
@@ -24,7 +24,7 @@ def exports(nb):
     lines = (l for c in json.loads(nb.read_text('utf-8'))['cells'] for l in c['source'])
     return next((l.split()[-1] for l in lines if l.startswith('#| default_exp')), None)
 
-lessons = [m for nb in sorted((root/'nbs'/'lessons').glob('[0-9]*.ipynb')) if (m := exports(nb))]
+lessons = [m for d in ('lessons','evidence') for nb in sorted((root/'nbs'/d).glob('[0-9]*.ipynb')) if (m := exports(nb))]
 order = [*(f'engine.{o}' for o in ENGINE), *lessons, *(f'page.{o}' for o in PAGE)]
 
 def files():

@@ -1,6 +1,6 @@
 """`blf-compare` trains every method and plain training within the same budgets, and writes a report for someone who doubts it
 
-The command `blf-compare` runs a comparison ([the lesson on comparing](../lessons/21_compare.ipynb)) and writes its runs, `comparison.json` and
+The command `blf-compare` runs a comparison ([the lesson on comparing](../evidence/02_compare.ipynb)) and writes its runs, `comparison.json` and
 `report.html` ([the notebook on reports](04_report.ipynb)) into a folder:
 
 ```

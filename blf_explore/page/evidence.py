@@ -1,6 +1,6 @@
 """`blf-claims` measures what was claimed, and writes it down: a page that stands alone, the package's record, the README's table
 
-The command `blf-claims` answers the thread's questions ([lesson 22](../lessons/22_claims.ipynb)), from any folder:
+The command `blf-claims` answers the thread's questions ([evidence 03](../evidence/03_claims.ipynb)), from any folder:
 
 ```
 blf-claims                                  # the digits, some minutes on two cores

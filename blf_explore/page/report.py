@@ -1,6 +1,6 @@
 """A comparison as figures, and as one HTML file that stands alone, for someone who doubts it
 
-`report` writes a comparison ([the lesson on comparing](../lessons/21_compare.ipynb)) into one file that needs no network, no Python and no
+`report` writes a comparison ([the lesson on comparing](../evidence/02_compare.ipynb)) into one file that needs no network, no Python and no
 server; each of its figures can be had alone:
 
 ```python
