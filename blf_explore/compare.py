@@ -305,7 +305,7 @@ def _in_words(o): return getattr(o, '__qualname__', repr(o)) if callable(o) else
 
 def compare(
     methods, # Names of the table `methods`; or {label: name, (name, settings), or a function that adds a callback to a Learner}; plain is added
-    data='fashion_small', # Name of a data set, arguments of `get_dls` as a dict, or a function that returns `DataLoaders`
+    data='digits', # Name of a data set, arguments of `get_dls` as a dict, or a function that returns `DataLoaders`
     model='convnet', # Name of a network of `get_model`, or a function: DataLoaders -> module
     epochs:float=None, # The whole budget, in what so many epochs of plain training cost
     budget:float=None, # … or in seconds; neither: 8 epochs

@@ -1,8 +1,8 @@
 "`blf-compare`: bad input, what it leaves, Ctrl-C and going on."
-import itertools, json, os, re, subprocess, sys
+import inspect, itertools, json, os, re, subprocess, sys
 import pytest
 import blf_explore.compare as compare_module
-from blf_explore.all import Comparison, compare_command, compare_options, readable
+from blf_explore.all import Comparison, compare, compare_command, compare_options, compare_parser, readable
 from blf_explore.engine.knobs import methods
 from browser import stop
 from waits import wait_until
@@ -82,3 +82,10 @@ def test_workers_and_ctrl_c(tmp_path):
     assert json.loads((out/'comparison.json').read_text())['info']['workers']==2 or rc==130
     assert compare_command([*small, '--folder', str(out)])==0 # goes on, here in one process
     assert len(Comparison.load(out/'comparison.json').rows)==8 and sorted(os.listdir(out))==['comparison.json','report.html','runs']
+
+def test_the_command_and_the_function_begin_alike():
+    theirs = {k: p.default for k,p in inspect.signature(compare).parameters.items()}
+    ours = vars(compare_parser().parse_args([]))
+    both = sorted(ours.keys()&theirs.keys()-{'methods','folder'})
+    assert both==['bs','budget','clock','data','epochs','lr','model','refine','seeds','shares']
+    for k in both: assert (list(theirs[k]) if k=='shares' else theirs[k])==ours[k], k
