@@ -32,6 +32,8 @@ ours = {
     'SB-rank .5': lambda **_: RankSelectiveBackprop(.5, **quiet),
     'importance 1/3': lambda **_: ImportanceSampling(1/3, **quiet),
     'InfoBatch .5': lambda **_: InfoBatch(.5, **quiet),
+    'SeTa': lambda **_: SeTa(**quiet),
+    'BLS .5': lambda **_: BLS(.5, **quiet),
     'RHO-LOSS .1': lambda holdout: RHOLoss(holdout, .1, **quiet),
     'PFB .6': lambda **_: PartialForwardBlocking(.6, **quiet)}
 
@@ -99,7 +101,7 @@ def importance(l, x, y, ids):
     l.step(x, y)
     l.tau.see(rules.bound(l.z, y).cpu())
 
-def infobatch(l, x, y, ids):
+def sampled(l, x, y, ids):
     w = l.sampler.weights[ids]
     l.sampler.note(ids, l.step(x, y, w.to(x.device)).cpu())
 
@@ -115,19 +117,20 @@ def pfb(l, x, y, ids):
     i = l.density.keep(f.detach().flatten(2).mean(2)[:,:16], math.ceil(round(.6*len(x), 6)), alpha)
     l.finish(l.model[1:](f[i]), y[i])
 
-peers = {'plain': plain, 'OHEM .25': ohem, 'SB beta=1': sb, 'SB-rank .5': composer, 'importance 1/3': importance, 'InfoBatch .5': infobatch,
-         'RHO-LOSS .1': rho, 'PFB .6': pfb}
+peers = {'plain': plain, 'OHEM .25': ohem, 'SB beta=1': sb, 'SB-rank .5': composer, 'importance 1/3': importance, 'InfoBatch .5': sampled,
+         'SeTa': sampled, 'BLS .5': sampled, 'RHO-LOSS .1': rho, 'PFB .6': pfb}
+samplers = {'InfoBatch .5': rules.InfoBatchSampler, 'SeTa': rules.SeTaSampler, 'BLS .5': rules.BLSSampler}
 
 class Loop:
     "A training loop without fastai's events."
-    def __init__(self, model, dls, epochs, lr, seed, holdout):
+    def __init__(self, model, dls, epochs, lr, seed, holdout, name='plain'):
         store_attr('model,dls,epochs,holdout')
         learn = Learner(dls, model)
         learn.create_opt()
         self.opt,self.bs,self.ds = learn.opt,dls.train.bs,dls.train_ds
         self.lr,self.mom = combined_cos(.25, lr/25, lr, lr/1e5),combined_cos(.25, .95, .85, .95) # as `fit_one_cycle`
         self.chances,self.tau,self.wait,self.density = rules.SBChances(),rules.Tau(),None,rules.PFBDensity()
-        self.sampler = rules.InfoBatchSampler(len(self.ds), epochs, seed=seed)
+        self.sampler = samplers[name](len(self.ds), epochs, seed=seed) if name in samplers else None
         self.rng,self.gen,self.n = np.random.default_rng(seed),torch.Generator().manual_seed(seed),0
 
     def finish(self, z, y, w=None):
@@ -140,9 +143,9 @@ class Loop:
 
     def step(self, x, y, w=None): return self.finish(self.model(x), y, w)
 
-    def batches(self, method, e):
+    def batches(self, e):
         "(positions, x, y), drawn anew, whole batches alone; a sampler leaves out what is dropped before it is loaded."
-        ids = self.sampler.epoch(e) if method is infobatch else torch.randperm(len(self.ds))
+        ids = torch.randperm(len(self.ds)) if self.sampler is None else self.sampler.epoch(e)
         for i in ids.split(self.bs):
             if len(i)==self.bs: yield i,*self.ds[i.to(self.ds.x.device)]
 
@@ -155,7 +158,7 @@ class Loop:
         for self.epoch in range(self.epochs):
             self.model.train()
             t0 = now()
-            for self.i,(ids,x,y) in enumerate(self.batches(method, self.epoch)):
+            for self.i,(ids,x,y) in enumerate(self.batches(self.epoch)):
                 self.done = (self.epoch+self.i/per)/self.epochs
                 self.is_last = self.i+1==per
                 self.opt.set_hypers(lr=self.lr(self.done), mom=self.mom(self.done))
@@ -183,7 +186,7 @@ def run(args, name, side, seed):
     forget()
     before = memory()[0]
     if side=='peer' and not name.startswith('BLF'):
-        loop = Loop(model, dls, args.epochs, args.lr, seed, holdout)
+        loop = Loop(model, dls, args.epochs, args.lr, seed, holdout, name)
         times,accs = loop.fit(peers[name])
         n = loop.n
     else:

@@ -78,6 +78,42 @@ class InfoBatchSampler:
         return torch.from_numpy(self.rng.permutation(np.concatenate([(~low).nonzero()[0], some])))
     def note(self, ids, losses): self.scores[ids] = losses.float()
 
+class BLSSampler(InfoBatchSampler):
+    "Batch Loss Score: the same, of a running mean of the losses of the batches that a sample was in."
+    def __init__(self, n, n_epoch, r=.5, delta=.875, alpha=.7, seed=0):
+        super().__init__(n, n_epoch, r, delta, seed)
+        self.alpha,self.seen = alpha,torch.zeros(n, dtype=torch.bool)
+    def note(self, ids, losses):
+        m = losses.float().mean()
+        self.scores[ids] = torch.where(self.seen[ids], (1-self.alpha)*self.scores[ids]+self.alpha*m, m)
+        self.seen[ids] = True
+
+class SeTaSampler:
+    """mrazhou/SeTa: a share `prune` is left out at random; the rest is grouped by its last losses (k-means, here by Lloyd's steps from
+    quantiles); a window of round(groups*window) groups moves from easy to hard by one an epoch; the last 1-delta of the epochs have no window."""
+    def __init__(self, n, n_epoch, prune=.1, groups=5, window=.9, delta=.875, seed=0):
+        self.scores,self.stop,self.rng = torch.full((n,), math.nan),n_epoch*delta,np.random.default_rng(seed)
+        self.weights,self.prune,self.groups,self.wide = torch.ones(n),prune,groups,max(1, round(groups*window))
+    def labels(self, x):
+        "The group of each, from 0 for the easiest."
+        c = np.quantile(x, (np.arange(self.groups)+.5)/self.groups)
+        for _ in range(100):
+            near = np.abs(x[:,None]-c).argmin(1)
+            new = np.array([x[near==k].mean() if (near==k).any() else c[k] for k in range(self.groups)])
+            if np.allclose(new, c, rtol=0, atol=1e-9): break
+            c = new
+        return np.argsort(np.argsort(c))[near]
+    def epoch(self, e):
+        "Positions to train on, shuffled; e counts from 0."
+        n = len(self.scores)
+        some = self.rng.permutation(n)[:int(round(n*(1-self.prune)))]
+        if e==0 or e+1>self.stop: return torch.from_numpy(some)
+        known = some[~np.isnan(self.scores.numpy()[some])]
+        new,label = np.setdiff1d(some, known),self.labels(self.scores.numpy()[known].astype(np.float64))
+        first = e%(self.groups-self.wide+1)
+        return torch.from_numpy(self.rng.permutation(np.concatenate([new, known[(label>=first)&(label<first+self.wide)]])))
+    def note(self, ids, losses): self.scores[ids] = losses.float()
+
 def rho(losses, holdout, share):
     "Mindermann et al. 2022: the highest of loss less holdout loss."
     return (losses-holdout).topk(math.ceil(round(len(losses)*share, 6))).indices

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest, torch
 from torch import nn
-from blf_explore.all import (grad_norm_bound, hardest, ImportanceSampling, infobatch_keep, keep_probability, rank_draw, RHOLoss, select, tau, tau_threshold,
+from blf_explore.all import (grad_norm_bound, hardest, ImportanceSampling, infobatch_keep, keep_probability, rank_draw, RHOLoss, select, seta_keep, tau, tau_threshold,
                              TauSwitch, When)
 from blf_explore.pfb import Centres, rarity
 from core_tools import gen
@@ -106,6 +106,27 @@ def test_infobatch(r):
     exact = round(low_n*(1-r))/low_n # theirs is rounded to whole samples, which ours need not be
     same_chances(a[low]*exact/(1-r), b[low], n)
     assert [len(theirs.epoch(e))==32 for e in (7, 8, 9)]==[False, True, True] # 10 epochs: the last two, as e+1 > 8.75
+
+@pytest.mark.parametrize('window', [.4, .9])
+def test_seta(window):
+    "Losses in five heaps, each wider apart than wide: both find the heaps, and the same window of them, epoch after epoch; of each heap a like share."
+    l = torch.cat([3.*k+torch.rand(20, generator=gen(k)) for k in range(5)])
+    heap = torch.arange(5).repeat_interleave(20)
+    theirs,g = peer.SeTaSampler(100, 20, .1, 5, window),gen(0)
+    assert len(theirs.epoch(0))==90
+    theirs.note(torch.arange(100), l)
+    for e in range(1, 17):
+        ours,i = seta_keep(l, e, .1, 5, window, g).idxs,theirs.epoch(e)
+        assert set(heap[ours].tolist())==set(heap[i].tolist()) and len(i.unique())==len(i)
+        assert abs(len(ours)-len(i))<=20 # each leaves out 10 of all 100 at random: apart by 20 at the most
+    assert len(theirs.epoch(17))==90 # 20 epochs: no window in the last ones, as e+1 > 17.5
+
+def test_bls():
+    "The running mean of the batch losses, by hand: .3 of the old and .7 of the new; the first one counts whole."
+    theirs = peer.BLSSampler(6, 10)
+    theirs.note(torch.tensor([0,1,2]), torch.tensor([1.,2,3]))
+    theirs.note(torch.tensor([2,3]), torch.tensor([5.,7]))
+    torch.testing.assert_close(theirs.scores[:4], torch.tensor([2.,2,.3*2+.7*6,6]))
 
 @pytest.mark.parametrize('most', [10, 40])
 def test_pfb(most):
