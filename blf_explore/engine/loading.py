@@ -21,8 +21,9 @@ __all__ = ['cannot_number', 'left_in', 'Numbered']
 import itertools
 from copy import copy
 from fastai.basics import *
-from fastai.distributed import DistributedDL
 from fastai.data.load import DataLoader as FastaiDataLoader
+try: from fastai.distributed import DistributedDL
+except NameError: DistributedDL = () # some releases of fastai need accelerate for it (a NameError without); then no loader is one
 
 # %% ../../nbs/engine/07_loading.ipynb #e79299ca
 def cannot_number(
