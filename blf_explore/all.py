@@ -17,6 +17,7 @@ from blf_explore.budget import *
 from blf_explore.compare import *
 from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
 from blf_explore.page.plots import *
+from blf_explore.page.frame import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
 from blf_explore.page.report import *
