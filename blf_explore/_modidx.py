@@ -1078,6 +1078,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blf_explore.page.cli.ensure_extra': ('page/cli.html#ensure_extra', 'blf_explore/page/cli.py'),
                                       'blf_explore.page.cli.missing_requirements': ( 'page/cli.html#missing_requirements',
                                                                                      'blf_explore/page/cli.py'),
+                                      'blf_explore.page.cli.open_what_if': ('page/cli.html#open_what_if', 'blf_explore/page/cli.py'),
                                       'blf_explore.page.cli.setting_options': ('page/cli.html#setting_options', 'blf_explore/page/cli.py'),
                                       'blf_explore.page.cli.voila_app': ('page/cli.html#voila_app', 'blf_explore/page/cli.py')},
             'blf_explore.page.commands': { 'blf_explore.page.commands._Workers': ( 'page/commands.html#_workers',
