@@ -66,6 +66,7 @@ class Knob:
     step:float # From one value to the next
     value:float # Where it stands at first
     unit:str='' # Behind the value: '%', 'samples'
+    names:tuple=() # What the values are called, one for each; (): numbers
 
     def __post_init__(self):
         if not self.lo<self.hi or self.step<=0: raise ValueError(f"knob {self.name!r}: lo={self.lo!r}, hi={self.hi!r}, step={self.step!r} is no slider: "
@@ -78,6 +79,7 @@ class Knob:
 
     def words(self, val)->str:
         "A value as the page shows it."
+        if self.names: return self.names[round((val-self.lo)/self.step)]
         s = f'{self.step:.10f}'.rstrip('0')
         return f"{val:.{len(s.split('.')[1])}f}" + (self.unit if self.unit in ('','%') else f' {self.unit}')
 
@@ -107,7 +109,7 @@ def _draw_series(ax, s):
     dash = '--' if s.get('dash') else '-'
     if s['kind']=='line': ax.plot(x, y, dash, lw=2, marker='o' if len(x)<=20 and not s.get('dash') else '', ms=4, **kw)
     elif s['kind']=='steps': ax.step(x, y, dash, where='post', lw=2, **kw)
-    elif s['kind']=='points': ax.scatter(x, y, s=4 if len(x)>200 else 14, **kw)
+    elif s['kind']=='points': ax.scatter(x, y, s=(4 if len(x)>200 else 14)*s.get('size', 1)**2, marker=dict(cross='x').get(s.get('symbol'), 'o'), **kw)
     elif s['kind']=='bars': ax.bar(x, y, width=.8*min([b-a for a,b in zip(x, x[1:]) if b>a], default=1), **kw)
     else: raise ValueError(f"kind={s['kind']!r} is not drawn: give 'line', 'steps', 'bars' or 'points'")
 
@@ -166,6 +168,7 @@ def _rows(panels, most=3):
 def _picture(title, words, shown, images)->bytes:
     "A figure as PNG, by matplotlib's own canvas: no window, and no figure of pyplot's is touched."
     from matplotlib.figure import Figure as Canvas
+    from PIL import Image
     rows = _rows(shown['panels'])
     say = textwrap.wrap(shown['say'], 125)
     heights = [.75, *(2. if o[0].get('kind')=='images' else 3.2 for o in rows), .1+.24*len(say)]
@@ -178,8 +181,9 @@ def _picture(title, words, shown, images)->bytes:
         else:
             for ax,p in zip(sub.subplots(1, len(row), squeeze=False).flat, row): _draw_panel(ax, p)
     parts[-1].text(.01, .95, '\n'.join(say), fontsize=12, va='top')
-    out = io.BytesIO()
-    fig.savefig(out, format='png', metadata={'Software': None})
+    raw,out = io.BytesIO(),io.BytesIO()
+    fig.savefig(raw, format='png')
+    Image.open(raw).convert('RGB').quantize(64, dither=Image.Dither.NONE).save(out, 'png', optimize=True) # a third of the bytes
     return out.getvalue()
 
 # %% ../../nbs/page/07_frame.ipynb #1aaa439b

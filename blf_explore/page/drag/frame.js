@@ -59,7 +59,7 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
   const given = v => v !== null && v !== undefined && isFinite(v);
 
   const digits = step => { const s = String(step); return s.includes('e-') ? +s.split('e-')[1] : (s.split('.')[1] || '').length };
-  const shown = (knob, v) => v.toFixed(digits(knob.step)) + (knob.unit ? (knob.unit === '%' ? '' : '\u00a0') + knob.unit : '');
+  const shown = (knob, v) => knob.names && knob.names.length ? knob.names[Math.round((v - knob.lo) / knob.step)] : v.toFixed(digits(knob.step)) + (knob.unit ? (knob.unit === '%' ? '' : '\u00a0') + knob.unit : '');
 
   function slider(knob, moved) {
     const input = el('input', { type: 'range', min: knob.lo, max: knob.hi, step: knob.step, id: 'knob-' + knob.name, name: knob.name });
@@ -137,14 +137,14 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
       }
     },
     points(c, s, X, Y, w) {
-      const r = (s.x.length > 200 ? 1.2 : 2) * w;
+      const r = (s.x.length > 200 ? 1.2 : 2) * w * (s.size || 1), cross = s.symbol === 'cross';
       c.beginPath();
       for (let i = 0; i < s.x.length; i++) if (given(s.y[i]) && given(s.x[i])) {
         const x = X(s.x[i]), y = Y(s.y[i]);
-        c.moveTo(x + r, y);
-        c.arc(x, y, r, 0, 7);
+        if (cross) { c.moveTo(x - r, y - r); c.lineTo(x + r, y + r); c.moveTo(x - r, y + r); c.lineTo(x + r, y - r) }
+        else { c.moveTo(x + r, y); c.arc(x, y, r, 0, 7) }
       }
-      c.fill();
+      if (cross) c.stroke(); else c.fill();
     },
   };
 
@@ -214,11 +214,11 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
   }
 
   function legend(node, series) {
-    const key = JSON.stringify(series.map(s => [s.label, s.color, s.kind, s.dash]));
+    const key = JSON.stringify(series.map(s => [s.label, s.color, s.kind, s.dash, s.symbol]));
     if (node.key === key) return;
     node.key = key;
     node.replaceChildren(...series.filter(s => s.label).map(s => {
-      const i = el('i', { className: s.kind + (s.dash ? ' dash' : '') });
+      const i = el('i', { className: s.kind + (s.dash ? ' dash' : '') + (s.symbol ? ' ' + s.symbol : '') });
       i.style.color = i.style.borderColor = s.color || '#222';
       return el('span', {}, i, el('b', { textContent: s.label }));
     }));
