@@ -102,6 +102,7 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
       const pad = bars.length ? Math.max(...bars.map(s => gap(s.x))) / 2 : 0.02 * (hi - lo);
       lo -= pad; hi += pad;
     }
+    if (log) { const k = (hi / lo) ** 0.03; lo /= k; hi *= k }
     return before ? [Math.min(lo, before[0]), Math.max(hi, before[1])] : [lo, hi];
   }
 
@@ -239,7 +240,7 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
     update(first);
     const draw = () => {
       if (u) return u.setData([range.x, [null, null]]);
-      u = new uPlot({ width: width(), height: plot.clientHeight || 250, legend: { show: false }, cursor: { show: false }, padding: [8, 12, 0, 0],
+      u = new uPlot({ width: width(), height: plot.clientHeight || 250, legend: { show: false }, cursor: { show: false }, padding: [8, 22, 0, 0],
         scales: { x: { time: false, distr: first.x.log ? 3 : 1, range: () => range.x }, y: { distr: first.y.log ? 3 : 1, range: () => range.y } },
         axes: [{ ...axis(first.x.log, extent(first, 'x')[2]), size: 28, space: 48 }, { ...axis(first.y.log, false), size: 58, space: 34 }],
         series: [{}, { show: false }], hooks: { draw: [u => paint(u, panel)] } }, [range.x, [null, null]], plot);
