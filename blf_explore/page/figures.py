@@ -8,6 +8,8 @@ fig.show(loss_perc=.5)['say']       # what it says at another setting
 fig.save('cut.html')                # one file for a class
 ```
 
+`blf_explore.all` has them, but for `weighted_draw` and `k_center`, which there are the rules of these names: `figures.k_center()` is the figure.
+
 What a figure computes is a few lines of plain Python, and the same lines in `page/drag/<name>.js`; `rules.js` has what several share. The
 record is made by `benchmarks/make_figures.py`. Nothing here needs torch, and nothing is drawn by chance."""
 
@@ -317,10 +319,10 @@ def _share_over_time(data, setting, shape, begin, end, warmup):
         else: kept.append(_n_blf(_sums(losses[i]), v, 0.) if setting else max(1, count(n, v)))
     by_epoch = [sum(kept[e*n_iter:(e+1)*n_iter])/(n_iter*n) for e in range(n_epoch)]
     share = sum(kept)/(total*n)
-    plain = _mark('band', [0, warmup] if warmup else None, 'plain')
-    panels = [_panel(f'{name} over training', 'epochs', name, [_series('line', [i/n_iter for i in range(total)], values, '', color)], [plain], [0, n_epoch], [0, 1.05]),
+    def plain(label): return _mark('band', [0, warmup] if warmup else None, label)
+    panels = [_panel(f'{name} over training', 'epochs', name, [_series('line', [i/n_iter for i in range(total)], values, '', color)], [plain('plain')], [0, n_epoch], [0, 1.05]),
               _panel('Images trained on', 'epochs', '% of each epoch', [_series('bars', [e+.5 for e in range(n_epoch)], [100*o for o in by_epoch], '', color)],
-                     [plain, _mark('hline', 100*share, f'{percent(share)} in all', '#222222')], [0, n_epoch], [0, 105])]
+                     [plain(''), _mark('hline', 100*share, f'{percent(share)} in all', '#222222')], [0, n_epoch], [0, 105])]
     return dict(panels=panels, say=f'{thousands(sum(kept))} of {thousands(total*n)} images are trained on, {percent(share)}: as many as in {fixed(n_epoch*share, 1)} of {n_epoch} plain epochs. '
                                    f'The last epoch keeps {percent(by_epoch[-1])}.')
 
@@ -409,9 +411,9 @@ def _holdout_loss(data, sample_perc, epoch):
     def wrongs(order): return _sums([wrong[i] for i in order])
     a,b = wrongs(by_rho),wrongs(by_loss)
     ks = list(range(1, n+1))
-    panels = [_panel('Each image', 'holdout loss (nats)', 'loss (nats)', [_series('line', xs, [o+cut for o in xs], 'RHO-LOSS keeps what is above', rho),
+    panels = [_panel('Each image', 'holdout loss (nats)', 'loss (nats)', [_series('line', xs, [o+cut for o in xs], 'RHO-LOSS keeps what is above', rho), _series('line', xs, [losses[by_loss[k-1]] for _ in xs], 'HNM keeps what is above', hnm),
                      dots(True, False, 'kept', rho), dots(True, True, 'kept, label wrong', rho, symbol='cross'), dots(False, False, 'skipped', _grey),
-                     dots(False, True, 'skipped, label wrong', '#222222', symbol='cross')], [_mark('hline', losses[by_loss[k-1]], 'HNM keeps what is above', hnm)], [0, 13], [0, 8]),
+                     dots(False, True, 'skipped, label wrong', '#222222', symbol='cross')], [], [0, 13], [0, 8]),
               _panel('Wrong labels among the kept', 'images kept (% of the batch)', 'wrong labels (% of the kept)', [_series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(b, ks)], 'HNM', hnm),
                      _series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(a, ks)], 'RHO-LOSS', rho)],
                      [_mark('hline', 100*a[-1]/n, 'in the whole batch'), _mark('vline', 100*k/n, '')], [0, 100], [0, 105])]
