@@ -38,6 +38,7 @@
 - `blf_explore.pfb`: Partial Forward Blocking: the shallow layers see every sample, the deep ones only the rare
 - `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt
 - `blf_explore.sb`: Keep a sample with a probability that grows with its loss, and collect the kept ones until they fill a batch
-- `blf_explore.seta`: SeTa: groups of neighbouring losses, and a window over them that moves by one group an epoch"""
+- `blf_explore.seta`: SeTa: groups of neighbouring losses, and a window over them that moves by one group an epoch
+- `blf_explore.whatif`: `what_if` reads off the record of one training what BatchLossFilter would have kept and cost at another setting, epoch by epoch:"""
 
 __version__ = "0.1.0"
