@@ -182,6 +182,15 @@ def test_infobatch_drops_as_the_package_does():
             whole = e==0 or cb.keep_epoch(losses, prune, delta) is None
             assert y[e]==n if whole and prune else abs(y[e]-len(drops.idxs))<4*math.sqrt(n/4)+1e-9
 
+@pytest.mark.parametrize('name, values, says', [('cut_line', dict(loss_perc=1.2), 'loss_perc=1.2 is not accepted: give a number from 0 to 1'),
+    ('cut_line', dict(epoch=1.5), 'epoch=1.5 is not accepted: give a number from 0 to 8 in steps of 1'),
+    ('agreement_at_cut', dict(kept=7), 'kept=7 is not accepted: give a number from 5 to 100 in steps of 5'),
+    ('samples_per_epoch', dict(prune=1.), 'prune=1.0 is not accepted: give a number from 0 to 0.95')])
+def test_a_value_off_the_slider_gets_one_sentence(name, values, says):
+    for call in (lambda: getattr(figures, name)(**values), lambda: getattr(figures, name)().show(**values)):
+        with pytest.raises(ValueError) as e: call()
+        assert str(e.value)==says
+
 def test_colours_are_the_methods():
     rules = _drag('rules.js')
     for short,name in dict(BLF='BLF', HNM='HNM', SB='SB', importance='importance', coreSet='core-set', RHO='RHO-LOSS', InfoBatch='InfoBatch', random='random', scoring='scoring').items():
@@ -192,36 +201,38 @@ def test_colours_are_the_methods():
 def alike(a, b, where):
     if isinstance(a, dict):
         assert a.keys()==b.keys(), where
-        for k in a: alike(a[k], b[k], f'{where}.{k}')
+        for k in a: alike(a[k], b[k], (*where, k))
     elif isinstance(a, (list,tuple)):
         assert len(a)==len(b), where
-        for i,(v,w) in enumerate(zip(a, b)): alike(v, w, f'{where}[{i}]')
+        for v,w in zip(a, b): alike(v, w, where)
     elif isinstance(a, float) and b is not None: assert math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12), (where, a, b)
     else: assert a==b, where
 
-@pytest.mark.browser
-def test_the_page_computes_what_python_does():
-    with chromium() as page:
-        page.set_content('<!doctype html><title>figures</title>')
-        for o in ('frame.js','rules.js',*(f'{name}.js' for name in grid)): page.add_script_tag(content=_drag(o))
-        for name in grid:
-            fig,tried = getattr(figures, name)(),settings(name)
-            shown = page.evaluate('([name, data, tried]) => { const d = BLF.unpack(data); return tried.map(o => JSON.stringify(BLF.compute[name](d, o))) }',
-                                  [name, _pack(fig.data), tried])
-            for values,got in zip(tried, shown): alike(fig.show(**values), json.loads(got), f'{name} {values}')
+@pytest.fixture(scope='module')
+def page():
+    with chromium() as page: yield page
 
 @pytest.mark.browser
-def test_every_figure_plays_by_itself(tmp_path):
+def test_the_page_computes_what_python_does(page):
+    page.set_content('<!doctype html><title>figures</title>')
+    for o in ('frame.js','rules.js',*(f'{name}.js' for name in grid)): page.add_script_tag(content=_drag(o))
+    for name in grid:
+        fig,tried = getattr(figures, name)(),settings(name)
+        shown = page.evaluate('([name, data, tried]) => { const d = BLF.unpack(JSON.parse(data)); return tried.map(o => JSON.stringify(BLF.compute[name](d, o))) }',
+                              [name, json.dumps(_pack(fig.data)), tried])
+        for values,got in zip(tried, shown): alike(fig.show(**values), json.loads(got), (name, values))
+
+@pytest.mark.browser
+def test_every_figure_plays_by_itself(page, tmp_path):
     "Opened as the file that stands alone: it draws, and a move of the first slider changes what it shows and says what Python says."
-    with chromium() as page:
-        errors = []
-        page.on('pageerror', lambda o: errors.append(str(o)))
-        for name in grid:
-            fig = getattr(figures, name)()
-            page.goto(fig.save(tmp_path/f'{name}.html').as_uri())
-            assert page.locator('.say').inner_text()==fig.show()['say']
-            knob,first = fig.knobs[0],page.locator('input').first
-            key,end = ('End',knob.hi) if knob.value==knob.lo else ('Home',knob.lo)
-            first.press(key)
-            assert page.locator('.say').inner_text()==fig.show(**{knob.name: end})['say']!=fig.show()['say']
-            assert page.locator('canvas').count()>=len(fig.show()['panels']) and errors==[]
+    errors = []
+    page.on('pageerror', lambda o: errors.append(str(o)))
+    for name in grid:
+        fig = getattr(figures, name)()
+        page.goto(fig.save(tmp_path/f'{name}.html').as_uri())
+        assert page.locator('.say').inner_text()==fig.show()['say']
+        knob = fig.knobs[0]
+        key,end = ('End',knob.hi) if knob.value==knob.lo else ('Home',knob.lo)
+        page.locator('input').first.press(key)
+        assert page.locator('.say').inner_text()==fig.show(**{knob.name: end})['say']!=fig.show()['say']
+        assert page.locator('canvas').count()>=len(fig.show()['panels']) and errors==[]

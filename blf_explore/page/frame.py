@@ -74,8 +74,10 @@ class Knob:
         self.check(self.value)
 
     def check(self, val):
-        "Raise `ValueError`, with one sentence, for a value off the slider; return it."
-        return check_number(self.name, val, lambda o: self.lo<=o<=self.hi, f'give a number from {self.lo:g} to {self.hi:g}', lambda o: False)
+        "Raise `ValueError`, with one sentence, for a value off the slider, or between steps that are whole numbers; return it."
+        whole = self.step>=1
+        return check_number(self.name, val, lambda o: self.lo<=o<=self.hi and not (whole and (o-self.lo)%self.step),
+                            f'give a number from {self.lo:g} to {self.hi:g}' + (f' in steps of {self.step:g}' if whole else ''), lambda o: False)
 
     def words(self, val)->str:
         "A value as the page shows it."
@@ -139,7 +141,9 @@ def _draw_panel(ax, p):
     ax.grid(color='#e8e8e8')
     ax.set_axisbelow(True)
     ax.spines[['top','right']].set_visible(False)
-    if any(s.get('label') for s in p.get('series', ())): ax.legend(frameon=False, fontsize=9)
+    n = sum(bool(s.get('label')) for s in p.get('series', ()))
+    below = dict(loc='upper center', bbox_to_anchor=(.5, -.2), ncols=2) if n>3 else {} # many would cover what is drawn
+    if n: ax.legend(frameon=False, fontsize=9, **below)
 
 # %% ../../nbs/page/07_frame.ipynb #a0c7dd99
 def _draw_images(sub, p, images):
@@ -170,7 +174,7 @@ def _picture(title, words, shown, images)->bytes:
     from matplotlib.figure import Figure as Canvas
     from PIL import Image
     rows = _rows(shown['panels'])
-    say = textwrap.wrap(shown['say'], 125)
+    say = textwrap.wrap(shown['say'], 112)
     heights = [.75, *(2. if o[0].get('kind')=='images' else 3.2 for o in rows), .1+.24*len(say)]
     fig = Canvas(figsize=(11, sum(heights)), dpi=90, layout='constrained', facecolor='white')
     parts = fig.subfigures(len(heights), 1, height_ratios=heights)
@@ -183,7 +187,7 @@ def _picture(title, words, shown, images)->bytes:
     parts[-1].text(.01, .95, '\n'.join(say), fontsize=12, va='top')
     raw,out = io.BytesIO(),io.BytesIO()
     fig.savefig(raw, format='png')
-    Image.open(raw).convert('RGB').quantize(64, dither=Image.Dither.NONE).save(out, 'png', optimize=True) # a third of the bytes
+    Image.open(raw).convert('RGB').quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, 'png', optimize=True) # half of the bytes
     return out.getvalue()
 
 # %% ../../nbs/page/07_frame.ipynb #1aaa439b
