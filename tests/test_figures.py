@@ -192,36 +192,38 @@ def test_colours_are_the_methods():
 def alike(a, b, where):
     if isinstance(a, dict):
         assert a.keys()==b.keys(), where
-        for k in a: alike(a[k], b[k], f'{where}.{k}')
+        for k in a: alike(a[k], b[k], (*where, k))
     elif isinstance(a, (list,tuple)):
         assert len(a)==len(b), where
-        for i,(v,w) in enumerate(zip(a, b)): alike(v, w, f'{where}[{i}]')
+        for v,w in zip(a, b): alike(v, w, where)
     elif isinstance(a, float) and b is not None: assert math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12), (where, a, b)
     else: assert a==b, where
 
-@pytest.mark.browser
-def test_the_page_computes_what_python_does():
-    with chromium() as page:
-        page.set_content('<!doctype html><title>figures</title>')
-        for o in ('frame.js','rules.js',*(f'{name}.js' for name in grid)): page.add_script_tag(content=_drag(o))
-        for name in grid:
-            fig,tried = getattr(figures, name)(),settings(name)
-            shown = page.evaluate('([name, data, tried]) => { const d = BLF.unpack(data); return tried.map(o => JSON.stringify(BLF.compute[name](d, o))) }',
-                                  [name, _pack(fig.data), tried])
-            for values,got in zip(tried, shown): alike(fig.show(**values), json.loads(got), f'{name} {values}')
+@pytest.fixture(scope='module')
+def page():
+    with chromium() as page: yield page
 
 @pytest.mark.browser
-def test_every_figure_plays_by_itself(tmp_path):
+def test_the_page_computes_what_python_does(page):
+    page.set_content('<!doctype html><title>figures</title>')
+    for o in ('frame.js','rules.js',*(f'{name}.js' for name in grid)): page.add_script_tag(content=_drag(o))
+    for name in grid:
+        fig,tried = getattr(figures, name)(),settings(name)
+        shown = page.evaluate('([name, data, tried]) => { const d = BLF.unpack(JSON.parse(data)); return tried.map(o => JSON.stringify(BLF.compute[name](d, o))) }',
+                              [name, json.dumps(_pack(fig.data)), tried])
+        for values,got in zip(tried, shown): alike(fig.show(**values), json.loads(got), (name, values))
+
+@pytest.mark.browser
+def test_every_figure_plays_by_itself(page, tmp_path):
     "Opened as the file that stands alone: it draws, and a move of the first slider changes what it shows and says what Python says."
-    with chromium() as page:
-        errors = []
-        page.on('pageerror', lambda o: errors.append(str(o)))
-        for name in grid:
-            fig = getattr(figures, name)()
-            page.goto(fig.save(tmp_path/f'{name}.html').as_uri())
-            assert page.locator('.say').inner_text()==fig.show()['say']
-            knob,first = fig.knobs[0],page.locator('input').first
-            key,end = ('End',knob.hi) if knob.value==knob.lo else ('Home',knob.lo)
-            first.press(key)
-            assert page.locator('.say').inner_text()==fig.show(**{knob.name: end})['say']!=fig.show()['say']
-            assert page.locator('canvas').count()>=len(fig.show()['panels']) and errors==[]
+    errors = []
+    page.on('pageerror', lambda o: errors.append(str(o)))
+    for name in grid:
+        fig = getattr(figures, name)()
+        page.goto(fig.save(tmp_path/f'{name}.html').as_uri())
+        assert page.locator('.say').inner_text()==fig.show()['say']
+        knob = fig.knobs[0]
+        key,end = ('End',knob.hi) if knob.value==knob.lo else ('Home',knob.lo)
+        page.locator('input').first.press(key)
+        assert page.locator('.say').inner_text()==fig.show(**{knob.name: end})['say']!=fig.show()['say']
+        assert page.locator('canvas').count()>=len(fig.show()['panels']) and errors==[]

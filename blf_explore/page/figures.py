@@ -21,6 +21,7 @@ __all__ = ['cut_line', 'break_even_line', 'two_stops', 'agreement_at_cut', 'beta
 
 # %% ../../nbs/page/08_figures.ipynb #f1600005
 import json, lzma, math
+from bisect import bisect_right
 from functools import lru_cache
 from importlib.resources import files
 import numpy as np
@@ -263,7 +264,7 @@ def _draws(data, ps, along, k):
     edges,n = _sums(ps),len(ps)
     weighted,bare = [],[]
     for us in data['uniforms']:
-        idxs = [next((i for i,o in enumerate(edges) if o>u), n-1) for u in us[:k]]
+        idxs = [min(bisect_right(edges, u), n-1) for u in us[:k]]
         weighted.append(_sums([along[i]/(n*ps[i]) for i in idxs])[-1]/k)
         bare.append(_sums([along[i] for i in idxs])[-1]/k)
     return weighted,bare
@@ -352,7 +353,8 @@ def _greedy(points):
         i = max(range(n), key=lambda j: far[j]) # the first of several
         order.append(i)
         near = [min(d, (x-points[i][0])**2+(y-points[i][1])**2) for d,(x,y) in zip(near, points)]
-        far = [-1. if j in order else d for j,d in enumerate(near)]
+        near[i] = -1. # never again
+        far = near
     return order
 
 def _radii(points, order):

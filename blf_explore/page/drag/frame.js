@@ -289,11 +289,15 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
       });
       return el('div', { className: 'group' }, el('h3', {}, key, g.label), strip);
     };
+    let key = null;
     return { node, show: p => {
       write(title, p.title || '');
+      if (key === (key = JSON.stringify(p.groups))) return;
       groups.replaceChildren(...p.groups.map(group));
-      tallest = Math.max(tallest, groups.offsetHeight);
-      groups.style.minHeight = tallest + 'px';
+      requestAnimationFrame(() => { // the page is laid out then anyway
+        tallest = Math.max(tallest, groups.offsetHeight);
+        groups.style.minHeight = tallest + 'px';
+      });
     } };
   }
 

@@ -4,8 +4,13 @@ BLF.compute.weighted_draw = (data, { by_score, k, epoch }) => {
   const total = last(sums(g.bound)), chances = by => g.bound.map(o => (1 - by) / n + by * o / total);
   const variance = ps => last(sums(g.norm.map((o, i) => o * o / (n * n * ps[i])))) - mean * mean; // of one weighted draw's gradient
   const bias = ps => last(sums(ps.map((p, i) => p * along[i]))) / mean; // of the unweighted mean, on average
+  const above = (edges, u) => { // the first that is above u
+    let lo = 0, hi = n;
+    while (lo < hi) { const m = (lo + hi) >> 1; if (edges[m] > u) hi = m; else lo = m + 1 }
+    return lo;
+  };
   const draws = ps => { // of each recorded draw of k: the mean with weights 1/(n p), and without
-    const edges = sums(ps), drawn = data.uniforms.map(us => us.slice(0, k).map(u => { const i = edges.findIndex(o => o > u); return i < 0 ? n - 1 : i }));
+    const edges = sums(ps), drawn = data.uniforms.map(us => us.slice(0, k).map(u => Math.min(above(edges, u), n - 1)));
     return [drawn.map(idxs => last(sums(idxs.map(i => along[i] / (n * ps[i])))) / k), drawn.map(idxs => last(sums(idxs.map(i => along[i]))) / k)];
   };
   const ps = chances(by_score), even = chances(0), full = chances(1), [weighted, bare] = draws(ps);
