@@ -54,6 +54,7 @@ def _last_linear(model):
         raise ValueError(f"model={type(model).__name__} has no nn.Linear: CoreSet compares what the last one is given, so give a model with one")
     return linear[-1]
 
+# %% ../nbs/lessons/08_coreset.ipynb #9afd28c1
 class CoreSet(SelectiveTraining):
     """Train on the `sample_perc` of each batch that cover it best, by greedy k-center in the features that the model's last
     `nn.Linear` is given. The scores in the record are the losses. Source: Sinha et al. 2019, arXiv 1910.13540."""
@@ -92,5 +93,4 @@ class CoreSet(SelectiveTraining):
     def _init_state(self):
         super()._init_state()
         self.features = None
-
     _stateattrs = SelectiveTraining._stateattrs+('features',)
