@@ -49,7 +49,7 @@ def test_the_cut_is_blfs(epoch):
         shown,expected = fig.show(loss_perc=loss_perc, sample_perc=sample_perc, epoch=epoch),_select(losses, loss_perc, sample_perc).idxs.tolist()
         kept,skipped = series(shown, 0, 'kept'),series(shown, 0, 'skipped')
         assert kept['y']==pytest.approx(losses[expected].tolist()) and kept['x']==list(range(1, len(expected)+1)) and len(kept['x'])+len(skipped['x'])==64
-        assert shown['panels'][2]['groups'][0]['items']==expected[:20]
+        assert shown['panels'][2]['groups'][0]['items']==expected[:10]
         assert not set(shown['panels'][2]['groups'][1]['items']) & set(expected)
         held = 100*losses[expected].double().sum()/losses.double().sum()
         assert dict(points(shown['panels'][1]['series'][0]))[len(expected)]==pytest.approx(held.item(), rel=1e-6)
@@ -118,7 +118,7 @@ def test_draws_weights_and_variance(epoch):
     shown,mean = fig.show(by_score=1, k=k, epoch=epoch),along.mean()
     p = scores/scores.sum()
     sel = weighted_draw(scores, 20_000, torch.Generator().manual_seed(0)) # the package's draw: chances and weights
-    assert sel.weights.double()==pytest.approx((1/(n*p))[sel.idxs], rel=1e-4)
+    assert torch.allclose(sel.weights.double(), (1/(n*p))[sel.idxs], rtol=1e-4)
     many = sel.weights.double()*along[sel.idxs]
     assert (sel.weights.double()*norms[sel.idxs]).pow(2).mean().item()==pytest.approx(((norms/n)**2/p).sum().item(), rel=.15)
     assert many.mean().item()==pytest.approx(mean.item(), rel=.1)
@@ -221,6 +221,7 @@ def test_every_figure_plays_by_itself(tmp_path):
             page.goto(fig.save(tmp_path/f'{name}.html').as_uri())
             assert page.locator('.say').inner_text()==fig.show()['say']
             knob,first = fig.knobs[0],page.locator('input').first
-            first.press('Home')
-            assert page.locator('.say').inner_text()==fig.show(**{knob.name: knob.lo})['say']!=fig.show()['say']
+            key,end = ('End',knob.hi) if knob.value==knob.lo else ('Home',knob.lo)
+            first.press(key)
+            assert page.locator('.say').inner_text()==fig.show(**{knob.name: end})['say']!=fig.show()['say']
             assert page.locator('canvas').count()>=len(fig.show()['panels']) and errors==[]
