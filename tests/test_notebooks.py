@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-lessons = [o for d in ('engine','lessons','evidence','page') for o in sorted((root/'nbs'/d).glob('[0-9]*.ipynb'))]
+lessons = [*sorted((root/'nbs').glob('*.ipynb')), # the front door and the teacher's plan
+           *(o for d in ('engine','lessons','evidence','page') for o in sorted((root/'nbs'/d).glob('[0-9]*.ipynb')))]
 
 def nbdev(cmd, *args, cwd):
     "Run one of the commands that nbdev installed beside this Python."
