@@ -33,6 +33,8 @@ command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dash
     (['--port', 'http'],                            ["port='http'"]),
     (['--epochs'],                                  ['--epochs']),
     (['--speed', '3'],                              ['--speed', '--help']),
+    (['--what-if', 'not-here.npz'],                 ['--what-if', "path='not-here.npz' is not a file"]),
+    (['--what-if', __file__],                       ['--what-if', 'is not a whole blf_explore record']),
 ], ids=lambda o: ' '.join(o))
 def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
     code = "import sys; from blf_explore.page.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
@@ -41,6 +43,16 @@ def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
     assert res.stdout=='set()\n', 'nothing is printed, nothing heavy imported'
     line, = res.stderr.splitlines()
     assert line.startswith('blf-dashboard: ') and all(o in line for o in names), line
+
+def test_the_what_if_is_a_page_of_its_own(tmp_path):
+    from blf_explore.page.whatif import what_if_figure
+    from blf_explore.whatif import load_what_if
+    own = load_what_if().save(tmp_path/'run.npz')
+    for options in (['--what-if'], ['--what-if', str(own)]):
+        res = subprocess.run([sys.executable, '-c', command, '--no-browser', *options], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'TMPDIR': str(tmp_path)})
+        assert res.returncode==0 and not res.stderr, res.stderr
+        path = Path(re.fullmatch(r'What-if: (.*)\n', res.stdout)[1])
+        assert path.read_text('utf-8')==what_if_figure().page() and tmp_path in path.parents
 
 def test_a_failing_pip_is_one_sentence_with_the_command(tmp_path):
     code = "import sys; from blf_explore.page import cli; cli.missing_requirements = lambda *a: ['blf-no-such-thing>=1']; sys.exit(cli.dashboard())"
