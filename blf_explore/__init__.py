@@ -29,8 +29,11 @@
 - `blf_explore.page.cli`: `blf-dashboard` opens the live dashboard in a browser, from any folder, without a notebook server to set up
 - `blf_explore.page.commands`: `blf-compare` trains every method and plain training within the same budgets, and writes a report for someone who doubts it
 - `blf_explore.page.evidence`: `blf-claims` measures what was claimed, and writes it down: a page that stands alone, the package's record, the README's table
+- `blf_explore.page.figures`: One figure to drag for each idea: the cut, the break-even share, two rules side by side, signs, chances, queues, weights, schedules, covers, wrong labels
+- `blf_explore.page.frame`: A figure with sliders that plays in the page alone: no kernel, no network, one small arithmetic in Python and the same in the page
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.report`: A comparison as figures, and as one HTML file that stands alone, for someone who doubts it
+- `blf_explore.page.whatif`: The three charts of a record, as `loss_perc` and `sample_perc` are dragged: samples, time, sign agreement
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
 - `blf_explore.pfb`: Partial Forward Blocking: the shallow layers see every sample, the deep ones only the rare
 - `blf_explore.rho`: Keep the samples with a high loss that a model of other data finds easy: leave out what cannot be learnt

@@ -13,10 +13,13 @@ from blf_explore.engine.fitting import Last
 from blf_explore.engine.epochs import *
 from blf_explore.engine.filtering import *
 from blf_explore.gradients import *
+from blf_explore.whatif import *
 from blf_explore.budget import *
 from blf_explore.compare import *
 from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
 from blf_explore.page.plots import *
+from blf_explore.page.frame import *
+from blf_explore.page.whatif import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
 from blf_explore.page.report import *
