@@ -19,6 +19,9 @@ from blf_explore.compare import *
 from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
 from blf_explore.page.plots import *
 from blf_explore.page.frame import *
+from blf_explore.page import figures # `figures.k_center` and `figures.weighted_draw` are figures; by these names alone stand the rules they show
+from blf_explore.page.figures import (agreement_at_cut, beta_curve, break_even_line, cut_line, holdout_loss, queue_filling, samples_per_epoch,
+                                      share_over_time, two_stops)
 from blf_explore.page.whatif import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *

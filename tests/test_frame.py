@@ -198,7 +198,8 @@ def test_where_scripts_and_frames_are_removed_the_picture_stays(tmp_path):
 def test_jupyterlab_plays_a_trusted_notebook_and_shows_the_picture_of_another(tmp_path):
     from browser import ACTION, appears, chromium, serving, stop, until
     notebook_page([figure()], tmp_path)
-    shutil.copy(tmp_path/'a.ipynb', tmp_path/'trusted.ipynb')
+    shutil.move(tmp_path/'a.ipynb', tmp_path/'trusted.ipynb')
+    notebook_page([figure('another word')], tmp_path) # trust goes by what a notebook holds
     env = os.environ | {k: str(tmp_path/k) for k in ('JUPYTER_CONFIG_DIR','JUPYTER_DATA_DIR','JUPYTER_RUNTIME_DIR')}
     subprocess.run([sys.executable, '-m', 'jupyter', 'trust', tmp_path/'trusted.ipynb'], env=env, check=True, capture_output=True)
     proc = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--port=0', '--IdentityProvider.token=', '--ServerApp.open_browser=False',

@@ -8,6 +8,8 @@ fig.show(loss_perc=.5)['say']       # what it says at another setting
 fig.save('cut.html')                # one file for a class
 ```
 
+`blf_explore.all` has them, but for `weighted_draw` and `k_center`, which there are the rules of these names: `figures.k_center()` is the figure.
+
 What a figure computes is a few lines of plain Python, and the same lines in `page/drag/<name>.js`; `rules.js` has what several share. The
 record is made by `benchmarks/make_figures.py`. Nothing here needs torch, and nothing is drawn by chance."""
 
@@ -19,6 +21,7 @@ __all__ = ['cut_line', 'break_even_line', 'two_stops', 'agreement_at_cut', 'beta
 
 # %% ../../nbs/page/08_figures.ipynb #f1600005
 import json, lzma, math
+from bisect import bisect_right
 from functools import lru_cache
 from importlib.resources import files
 import numpy as np
@@ -76,7 +79,7 @@ def _cut_line(data, loss_perc, sample_perc, epoch):
     m,blf = _n_blf(mass, loss_perc, sample_perc),colors['BLF']
     held = [0.]+[100*o/mass[-1] for o in mass]
     bars = [_series('bars', list(range(1, m+1)), vals[:m], 'kept', blf), _series('bars', list(range(m+1, n+1)), vals[m:], 'skipped', _grey)]
-    few,rest = order[:m][:20],order[m:][::-1][:20]
+    few,rest = order[:m][:10],order[m:][::-1][:10]
     groups = [dict(label=f'Kept: the {len(few)} hardest of {m}', color=blf, items=few, notes=[data['labels'][i] for i in few]),
               dict(label=f'Skipped: the {len(rest)} easiest of {n-m}', color=_grey, items=rest, notes=[data['labels'][i] for i in rest])]
     panels = [_panel('Each image’s loss', 'images, hardest first', 'loss (nats)', bars, [_mark('vline', m+.5, 'the cut', blf)], [0, n+1], [0, 1.05*vals[0]]),
@@ -114,7 +117,7 @@ def _break_even_line(data, share, F, score, B):
               _panel('Where it breaks even', 'scoring time / plain step', 'kept share at break-even (%)',
                      [line, *known, _series('points', [ratio], [100*even], 'here', '#222222', size=1.6)], [], [0, 1], [0, 105])]
     say = f'A plain step takes {fixed(step, 1)} ms; scoring, and a step on {share}% of the batch, {fixed(score+share/100*step, 1)} ms: {fixed(cost, 2)} of it. '
-    say += f'Selecting saves time while less than {percent(even)} are kept.' if even>0 else 'Scoring alone takes longer than a plain step: selecting never saves time.'
+    say += f'Selecting saves time while less than {percent(even)} of the images are kept.' if even>0 else 'Scoring alone takes longer than a plain step: selecting never saves time.'
     return dict(panels=panels, say=say)
 
 # %% ../../nbs/page/08_figures.ipynb #f1600011
@@ -127,9 +130,9 @@ def break_even_line(
     "What a step with selection costs, in plain steps, against the kept share: F' + k(F+B) beside F+B."
     t = _recorded()['times']
     def ratio(o): return o['score']/(o['F']+o['B'])
-    times = [dict(label='measured: Fashion-MNIST, batch 128, one CPU core', ratio=ratio(t['fashion_small']), color=colors['BLF']),
-             dict(label='measured: digits, batch 64, one CPU core', ratio=ratio(t['digits']), color=colors['SB']),
-             dict(label='example, not measured: scoring = forward, backward = 2 forwards', ratio=1/3, color=colors['HNM'])]
+    times = [dict(label='Fashion-MNIST, batch 128, one CPU core', ratio=ratio(t['fashion_small']), color=colors['BLF']),
+             dict(label='digits, batch 64, one CPU core', ratio=ratio(t['digits']), color=colors['SB']),
+             dict(label='example, not measured: F′ = F, B = 2F', ratio=1/3, color=colors['HNM'])]
     at = dict(F=t['fashion_small']['F'], score=t['fashion_small']['score'], B=t['fashion_small']['B']) | {k: v for k,v in dict(F=F, score=score, B=B).items() if v is not None}
     knobs = [Knob('share', 'Images kept', 1, 100, 1, share, '%'), Knob('score', 'F′: scoring forward', .1, 100, .1, at['score'], 'ms'),
              Knob('F', 'F: forward', .1, 100, .1, at['F'], 'ms'), Knob('B', 'B: backward and step', .1, 100, .1, at['B'], 'ms')]
@@ -209,11 +212,11 @@ def _beta_curve(data, beta, epoch):
 # %% ../../nbs/page/08_figures.ipynb #f160001d
 def beta_curve(
     beta:float=2., # Where the sliders stand at first: selectivity, 0 to 8
-    epoch:int=2 # 1 to 8
+    epoch:int=5 # 1 to 8
 )->Figure:
     "Selective-Backprop's chance of each sample, its percentile among the last 1,024 losses to the power of beta."
     p = _recorded()['plain']
-    return _figure('beta_curve', 'A chance for each image', 'Look at the share kept on average: it follows beta alone, whatever the losses are.',
+    return _figure('beta_curve', 'A chance for each image', 'Look at the share kept, then drag the epochs to 1: losses have just fallen, the last 1,024 were higher, and hardly an image is kept.',
                    [Knob('beta', 'beta', 0, 8, .1, beta), _epoch_knob(epoch, 1)], dict(percentiles=p['percentiles'], images=_images()), _beta_curve)
 
 # %% ../../nbs/page/08_figures.ipynb #f1600020
@@ -227,7 +230,7 @@ def _queue_filling(data, share, bs):
         x += [i,i] if steps[i]>steps[max(0, i-1)] else [i]
         y += [before[i],after[i]] if steps[i]>steps[max(0, i-1)] else [after[i]]
     xs = list(range(n+1))
-    panels = [_panel('Images that wait', 'batches seen', 'images in the queue', [_series('line', x, y, 'waiting', sb)], [_mark('hline', bs, 'a full batch')], [0, n], [0, 2.1*bs]),
+    panels = [_panel('Images that wait', 'batches seen', 'images in the queue', [_series('line', x, y, 'waiting', sb)], [_mark('hline', bs, 'a full batch')], [0, n], [0, 2*bs]),
               _panel('Steps taken', 'batches seen', 'steps', [_series('steps', xs, steps, 'with a queue: full batches', sb), _series('line', xs, xs, 'without: a small step each', _grey, dash=True)],
                      [], [0, n], [0, n+1])]
     left = after[-1]
@@ -261,7 +264,7 @@ def _draws(data, ps, along, k):
     edges,n = _sums(ps),len(ps)
     weighted,bare = [],[]
     for us in data['uniforms']:
-        idxs = [next((i for i,o in enumerate(edges) if o>u), n-1) for u in us[:k]]
+        idxs = [min(bisect_right(edges, u), n-1) for u in us[:k]]
         weighted.append(_sums([along[i]/(n*ps[i]) for i in idxs])[-1]/k)
         bare.append(_sums([along[i] for i in idxs])[-1]/k)
     return weighted,bare
@@ -273,13 +276,14 @@ def _weighted_draw(data, by_score, k, epoch):
     mean = _sums(along)[-1]/n
     ps,even,full = (_chances(data, o, epoch) for o in (by_score, 0., 1.))
     weighted,bare = _draws(data, ps, along, k)
+    top = 1.05*max(*_draws(data, full, along, k)[1], *_draws(data, even, along, k)[0])/mean # so that all dots of this epoch are seen
     shares = [o/20 for o in range(21)]
     ratios = [_variance(_chances(data, o, epoch), g['norm'], mean)/_variance(even, g['norm'], mean) for o in shares]
     ratio = _variance(ps, g['norm'], mean)/_variance(even, g['norm'], mean)
     def bias(ps): return _sums([p*o for p,o in zip(ps, along)])[-1]/mean # of the unweighted mean, on average
     xs = list(range(1, len(weighted)+1))
     panels = [_panel('The gradient that each draw gives', 'draw', 'length (1: the whole batch’s)', [_series('points', xs, [o/mean for o in bare], 'without weights', _grey),
-                     _series('points', xs, [o/mean for o in weighted], 'with weights 1/(n p)', imp)], [_mark('hline', 1, 'the whole batch', '#222222')], [0, len(xs)+1], [-.2, max(3, 1.5*bias(full))]),
+                     _series('points', xs, [o/mean for o in weighted], 'with weights 1/(n p)', imp)], [_mark('hline', 1, '', '#222222')], [0, len(xs)+1], [-.1*top, top]),
               _panel('Chance of each image', 'images, largest chance first', 'chance per draw (%)', [_series('bars', list(range(1, n+1)), [100*o for o in sorted(ps, reverse=True)], '', imp)],
                      [_mark('hline', 100/n, 'even', rand)], [0, n+1], [0, 105*max(full)]),
               _panel('Variance, weighted', 'draw: 0 even, 1 by score', 'of an even draw’s', [_series('line', shares, ratios, '', imp)],
@@ -316,10 +320,10 @@ def _share_over_time(data, setting, shape, begin, end, warmup):
         else: kept.append(_n_blf(_sums(losses[i]), v, 0.) if setting else max(1, count(n, v)))
     by_epoch = [sum(kept[e*n_iter:(e+1)*n_iter])/(n_iter*n) for e in range(n_epoch)]
     share = sum(kept)/(total*n)
-    plain = _mark('band', [0, warmup] if warmup else None, 'plain')
-    panels = [_panel(f'{name} over training', 'epochs', name, [_series('line', [i/n_iter for i in range(total)], values, '', color)], [plain], [0, n_epoch], [0, 1.05]),
+    def plain(label): return _mark('band', [0, warmup] if warmup else None, label)
+    panels = [_panel(f'{name} over training', 'epochs', name, [_series('line', [i/n_iter for i in range(total)], values, '', color)], [plain('plain')], [0, n_epoch], [0, 1.05]),
               _panel('Images trained on', 'epochs', '% of each epoch', [_series('bars', [e+.5 for e in range(n_epoch)], [100*o for o in by_epoch], '', color)],
-                     [plain, _mark('hline', 100*share, f'{percent(share)} in all', '#222222')], [0, n_epoch], [0, 105])]
+                     [plain(''), _mark('hline', 100*share, f'{percent(share)} in all', '#222222')], [0, n_epoch], [0, 105])]
     return dict(panels=panels, say=f'{thousands(sum(kept))} of {thousands(total*n)} images are trained on, {percent(share)}: as many as in {fixed(n_epoch*share, 1)} of {n_epoch} plain epochs. '
                                    f'The last epoch keeps {percent(by_epoch[-1])}.')
 
@@ -349,7 +353,8 @@ def _greedy(points):
         i = max(range(n), key=lambda j: far[j]) # the first of several
         order.append(i)
         near = [min(d, (x-points[i][0])**2+(y-points[i][1])**2) for d,(x,y) in zip(near, points)]
-        far = [-1. if j in order else d for j,d in enumerate(near)]
+        near[i] = -1. # never again
+        far = near
     return order
 
 def _radii(points, order):
@@ -390,7 +395,7 @@ def k_center(
     """Greedy k-center on one batch of 64 digits, by the two leading principal components of the trained network's last features; not to
     be confused with `blf_explore.coreset.k_center`, the rule itself. Random picks are one recorded order."""
     p = _recorded()['plain']
-    return _figure('k_center', 'Images far apart', 'Look at the longest gray line: no other image is so far from all that are kept.', [Knob('k', 'Images kept', 1, 64, 1, k)],
+    return _figure('k_center', 'Images far apart', 'Look at the longest grey line: no other image is so far from all that are kept.', [Knob('k', 'Images kept', 1, 64, 1, k)],
                    dict(points=p['features'], order=p['order'], images=_images()), _k_center)
 
 # %% ../../nbs/page/08_figures.ipynb #f1600032
@@ -408,9 +413,9 @@ def _holdout_loss(data, sample_perc, epoch):
     def wrongs(order): return _sums([wrong[i] for i in order])
     a,b = wrongs(by_rho),wrongs(by_loss)
     ks = list(range(1, n+1))
-    panels = [_panel('Each image', 'holdout loss (nats)', 'loss (nats)', [_series('line', xs, [o+cut for o in xs], 'RHO-LOSS keeps what is above', rho),
+    panels = [_panel('Each image', 'holdout loss (nats)', 'loss (nats)', [_series('line', xs, [o+cut for o in xs], 'RHO-LOSS keeps what is above', rho), _series('line', xs, [losses[by_loss[k-1]] for _ in xs], 'HNM keeps what is above', hnm),
                      dots(True, False, 'kept', rho), dots(True, True, 'kept, label wrong', rho, symbol='cross'), dots(False, False, 'skipped', _grey),
-                     dots(False, True, 'skipped, label wrong', '#222222', symbol='cross')], [_mark('hline', losses[by_loss[k-1]], 'HNM keeps what is above', hnm)], [0, 13], [0, 8]),
+                     dots(False, True, 'skipped, label wrong', '#222222', symbol='cross')], [], [0, 13], [0, 8]),
               _panel('Wrong labels among the kept', 'images kept (% of the batch)', 'wrong labels (% of the kept)', [_series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(b, ks)], 'HNM', hnm),
                      _series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(a, ks)], 'RHO-LOSS', rho)],
                      [_mark('hline', 100*a[-1]/n, 'in the whole batch'), _mark('vline', 100*k/n, '')], [0, 100], [0, 105])]

@@ -47,7 +47,8 @@ def _say(r, n_epoch):
     back = pays_back(r['t_s'], r['t_plain_s'])
     say = (f"Of all samples {percent(sum(r['n_kept'])/sum(r['n_seen']))} are kept: {percent(shares[0])} in the first epoch, {percent(shares[-1])} in the last. "
            f"Training takes {fixed(sum(r['t_s'])/sum(r['t_plain_s']), 2)} times as long as plainly, ")
-    say += 'and the overhead is not paid back.' if back is None else f'and the overhead is paid back by the end of epoch {back}.'
+    if back is None: say += 'and the overhead is not paid back.'
+    else: say += 'and pays from the first epoch on.' if back==1 else f'and the overhead is paid back by the end of epoch {back}.'
     at = [e for e,o in enumerate(r['sign_agreement']) if o is not None]
     if at: say += (f" In epoch {at[-1]+1} the kept samples agree with {percent(r['sign_agreement'][at[-1]])} of the signs, "
                    f"as many random ones with {percent(r['random_sign_agreement'][at[-1]])}.")
@@ -68,7 +69,7 @@ def _compute(data, mass, loss_perc, sample_perc):
     time = dict(title='Time per epoch', x=axis, y=dict(title='time, a plain epoch = 1', range=[0, data['top']]),
                 series=[series('bars', [t/plain for t in r['t_s']], 'training on the kept', c['training']), series('bars', overhead, 'scoring, choosing', c['scoring'])],
                 marks=[mark('hline', 1, 'plain', '#000000'), mark('vline', pays_back(r['t_s'], r['t_plain_s']), 'paid back', '#B34700')])
-    signs = dict(title='Sign agreement', x=axis, y=dict(title='signs as the whole batch’s, %', range=[0, 100]),
+    signs = dict(title='Sign agreement', x=axis, y=dict(title='signs as the whole batch’s, %', range=[0, 105]),
                  series=[series('line', _hundred(r['sign_agreement']), 'kept: the hardest', c['BLF']),
                          series('line', _hundred(r['random_sign_agreement']), 'as many at random', c['random'], dash=True)],
                  marks=[mark('hline', 50, 'tossing a coin', '#666666')])
@@ -84,6 +85,6 @@ def what_if_figure(
     data = what_if_data(record)
     mass = _masses(data)
     return Figure('what_if', 'What would have happened at another setting?',
-                  f'Worked out from the losses of {plainly}; a training that selects learns otherwise, and then its losses differ.',
+                  f'Worked out from the losses of {plainly}. One that selects learns otherwise, so that its losses differ: lesson 11 says by how much.',
                   [Knob('loss_perc', 'loss_perc: share of the loss to keep', 0, 1, .01, .9), Knob('sample_perc', 'sample_perc: least share of the samples', 0, 1, .01, 0)],
                   data, lambda data, **knobs: _compute(data, mass, **knobs))

@@ -10,6 +10,6 @@ BLF.compute.break_even_line = (data, { share, F, score, B }) => {
     panel('Where it breaks even', 'scoring time / plain step', 'kept share at break-even (%)',
       [series('line', xs.map(x => x / 100), xs.map(x => 100 - x), '', color.grey), ...known, series('points', [ratio], [100 * even], 'here', color.black, big)], [], [0, 1], [0, 105])];
   const say = `A plain step takes ${fixed(step, 1)} ms; scoring, and a step on ${share}% of the batch, ${fixed(score + share / 100 * step, 1)} ms: ${fixed(cost, 2)} of it. ` +
-    (pays ? `Selecting saves time while less than ${percent(even)} are kept.` : 'Scoring alone takes longer than a plain step: selecting never saves time.');
+    (pays ? `Selecting saves time while less than ${percent(even)} of the images are kept.` : 'Scoring alone takes longer than a plain step: selecting never saves time.');
   return { panels, say };
 };

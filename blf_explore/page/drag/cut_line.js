@@ -4,7 +4,7 @@ BLF.compute.cut_line = (data, { loss_perc, sample_perc, epoch }) => {
   const vals = order.map(i => losses[i]), mass = sums(vals), m = nBlf(mass, loss_perc, sample_perc), blf = color.BLF;
   const held = [0, ...mass.map(o => 100 * o / last(mass))];
   const bars = [series('bars', range(1, m + 1), vals.slice(0, m), 'kept', blf), series('bars', range(m + 1, n + 1), vals.slice(m), 'skipped', color.grey)];
-  const few = order.slice(0, m).slice(0, 20), rest = order.slice(m).reverse().slice(0, 20);
+  const few = order.slice(0, m).slice(0, 10), rest = order.slice(m).reverse().slice(0, 10);
   const groups = [{ label: `Kept: the ${few.length} hardest of ${m}`, color: blf, items: few, notes: few.map(i => data.labels[i]) },
     { label: `Skipped: the ${rest.length} easiest of ${n - m}`, color: color.grey, items: rest, notes: rest.map(i => data.labels[i]) }];
   const panels = [panel('Each image’s loss', 'images, hardest first', 'loss (nats)', bars, [mark('vline', m + 0.5, 'the cut', blf)], [0, n + 1], [0, 1.05 * vals[0]]),

@@ -81,7 +81,7 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
     for (const s of panel.series || []) { s[axis].forEach(see); if (axis === 'y' && s.kind === 'bars') see(0) }
     for (const m of panel.marks || []) {
       if (m.kind === (axis === 'x' ? 'vline' : 'hline')) see(m.at);
-      if (m.kind === 'band' && axis === 'x') m.at.forEach(see);
+      if (m.kind === 'band' && axis === 'x' && m.at) m.at.forEach(see);
     }
     return lo > hi ? [0, 1, false] : [...spread(lo, hi), whole];
   }
@@ -150,10 +150,16 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
 
   const apart = (a, b) => a.x + a.w <= b.x || b.x + b.w <= a.x || a.y + a.h <= b.y || b.y + b.h <= a.y;
 
-  function label(c, m, places, taken, r) { // at the first place where it covers no other label
+  function covers(box, drawn) { // how many drawn points a label would hide
+    let res = 0;
+    for (const [x, y, isBar] of drawn) if (x > box.x - 3 && x < box.x + box.w + 3 && y < box.y + box.h + 3 && (isBar || y > box.y - 3)) res++;
+    return res;
+  }
+
+  function label(c, m, places, taken, drawn, r) { // at the first place where it covers no other label, and the fewest points
     const w = c.measureText(m.label).width + 6 * r, h = 18 * r;
-    const boxes = places(w, h).map(([x, y]) => ({ x, y, w, h }));
-    const box = boxes.find(o => taken.every(t => apart(o, t))) || boxes[0];
+    const boxes = places(w, h).map(([x, y]) => ({ x, y, w, h })), free = boxes.filter(o => taken.every(t => apart(o, t)));
+    const hidden = free.map(o => covers(o, drawn)), box = free.length ? free[hidden.indexOf(Math.min(...hidden))] : boxes[0];
     taken.push(box);
     c.fillStyle = 'rgba(255,255,255,.85)';
     c.fillRect(box.x, box.y, box.w, box.h);
@@ -203,8 +209,10 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
     c.restore();
     c.save();
     c.font = `${14 * r}px ${font}`; c.textBaseline = 'middle'; c.textAlign = 'left';
-    const taken = [];
-    for (const m of marks) if (m.label) label(c, m, places(m, b, X, Y, r), taken, r);
+    const taken = [], drawn = [];
+    if (marks.some(m => m.label)) for (const s of panel.series || []) if (s.x.length <= 500)
+      s.x.forEach((x, i) => { if (given(x) && given(s.y[i])) drawn.push([X(x), Y(s.y[i]), s.kind === 'bars']) });
+    for (const m of marks) if (m.label) label(c, m, places(m, b, X, Y, r), taken, drawn, r);
     c.restore();
   }
 
@@ -281,11 +289,15 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
       });
       return el('div', { className: 'group' }, el('h3', {}, key, g.label), strip);
     };
+    let key = null;
     return { node, show: p => {
       write(title, p.title || '');
+      if (key === (key = JSON.stringify(p.groups))) return;
       groups.replaceChildren(...p.groups.map(group));
-      tallest = Math.max(tallest, groups.offsetHeight);
-      groups.style.minHeight = tallest + 'px';
+      requestAnimationFrame(() => { // the page is laid out then anyway
+        tallest = Math.max(tallest, groups.offsetHeight);
+        groups.style.minHeight = tallest + 'px';
+      });
     } };
   }
 
@@ -314,6 +326,7 @@ window.BLF = { compute: {}, times: [] }; // times: milliseconds from each move t
       if (!parts) {
         parts = res.panels.map(p => p.kind === 'images' ? strips(p, data) : chart(p));
         panels.replaceChildren(...parts.map(p => p.node));
+        panels.style.setProperty('--least', 90 / res.panels.filter(p => p.kind !== 'images').length + '%'); // so many charts side by side, no more
       }
       res.panels.forEach((p, i) => parts[i].show(p));
       write(say, res.say);

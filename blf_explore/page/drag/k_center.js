@@ -9,7 +9,8 @@
       const i = far.indexOf(Math.max(...far)); // the first of several
       order.push(i);
       near = near.map((d, j) => Math.min(d, sq(points[j], points[i])));
-      far = near.map((d, j) => order.includes(j) ? -1 : d);
+      near[i] = -1; // never again
+      far = near;
     }
     return order;
   }

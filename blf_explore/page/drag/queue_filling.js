@@ -7,7 +7,7 @@ BLF.compute.queue_filling = (data, { share, bs }) => {
   for (const i of xs) {
     if (steps[i] > was(i)) { x.push(i, i); y.push(waits(i, was(i)), after[i]) } else { x.push(i); y.push(after[i]) }
   }
-  const panels = [panel('Images that wait', 'batches seen', 'images in the queue', [series('line', x, y, 'waiting', sb)], [mark('hline', bs, 'a full batch')], [0, n], [0, 2.1 * bs]),
+  const panels = [panel('Images that wait', 'batches seen', 'images in the queue', [series('line', x, y, 'waiting', sb)], [mark('hline', bs, 'a full batch')], [0, n], [0, 2 * bs]),
     panel('Steps taken', 'batches seen', 'steps', [series('steps', xs, steps, 'with a queue: full batches', sb), series('line', xs, xs, 'without: a small step each', color.grey, { dash: true })],
       [], [0, n], [0, n + 1])];
   const left = last(after);

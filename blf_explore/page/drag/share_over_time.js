@@ -6,10 +6,10 @@ BLF.compute.share_over_time = (data, { setting, shape, begin, end, warmup }) => 
   const values = range(0, total).map(i => value(i / total));
   const kept = values.map((v, i) => i < warmup * nIter ? n : setting ? nBlf(sums(data.training.subarray(i * n, (i + 1) * n)), v, 0) : Math.max(1, count(n, v)));
   const sum = vals => vals.reduce((a, b) => a + b, 0), byEpoch = range(0, nEpoch).map(e => sum(kept.slice(e * nIter, (e + 1) * nIter)) / (nIter * n));
-  const share = sum(kept) / (total * n), plain = mark('band', warmup ? [0, warmup] : null, 'plain');
-  const panels = [panel(`${name} over training`, 'epochs', name, [series('line', values.map((_, i) => i / nIter), values, '', c)], [plain], [0, nEpoch], [0, 1.05]),
+  const share = sum(kept) / (total * n), plain = label => mark('band', warmup ? [0, warmup] : null, label);
+  const panels = [panel(`${name} over training`, 'epochs', name, [series('line', values.map((_, i) => i / nIter), values, '', c)], [plain('plain')], [0, nEpoch], [0, 1.05]),
     panel('Images trained on', 'epochs', '% of each epoch', [series('bars', byEpoch.map((_, e) => e + 0.5), byEpoch.map(o => 100 * o), '', c)],
-      [plain, mark('hline', 100 * share, `${percent(share)} in all`, color.black)], [0, nEpoch], [0, 105])];
+      [plain(''), mark('hline', 100 * share, `${percent(share)} in all`, color.black)], [0, nEpoch], [0, 105])];
   return { panels, say: `${thousands(sum(kept))} of ${thousands(total * n)} images are trained on, ${percent(share)}: as many as in ${fixed(nEpoch * share, 1)} of ${nEpoch} plain epochs. ` +
     `The last epoch keeps ${percent(byEpoch[nEpoch - 1])}.` };
 };

@@ -60,7 +60,8 @@
     const signs = r.sign_agreement, last = data.agreement.length - 1;
     let say = `Of all samples ${BLF.percent(sum(r.n_kept) / sum(r.n_seen))} are kept: ${BLF.percent(shares[0])} in the first epoch, ${BLF.percent(shares[n - 1])} in the last. ` +
       `Training takes ${BLF.fixed(sum(r.t_s) / sum(r.t_plain_s), 2)} times as long as plainly, `;
-    say += back === null ? 'and the overhead is not paid back.' : `and the overhead is paid back by the end of epoch ${back}.`;
+    if (back === null) say += 'and the overhead is not paid back.';
+    else say += back === 1 ? 'and pays from the first epoch on.' : `and the overhead is paid back by the end of epoch ${back}.`;
     if (last >= 0) say += ` In epoch ${last + 1} the kept samples agree with ${BLF.percent(signs[last])} of the signs, as many random ones with ${BLF.percent(r.random_sign_agreement[last])}.`;
     return { say, panels: [
       { title: 'Samples per epoch', x: axis, y: { title: 'samples trained on', range: [0, 1.12 * Math.max(...r.n_seen)] },
@@ -68,7 +69,7 @@
       { title: 'Time per epoch', x: axis, y: { title: 'time, a plain epoch = 1', range: [0, data.top] },
         series: [{ kind: 'bars', x, y: ratio, label: 'training on the kept', color: colors.training }, { kind: 'bars', x, y: overhead, label: 'scoring, choosing', color: colors.scoring }],
         marks: [{ kind: 'hline', at: 1, label: 'plain', color: '#000000' }, { kind: 'vline', at: back, label: 'paid back', color: '#B34700' }] },
-      { title: 'Sign agreement', x: axis, y: { title: 'signs as the whole batch’s, %', range: [0, 100] },
+      { title: 'Sign agreement', x: axis, y: { title: 'signs as the whole batch’s, %', range: [0, 105] },
         series: [{ kind: 'line', x, y: signs.map(v => v === null ? null : 100 * v), label: 'kept: the hardest', color: colors.BLF },
           { kind: 'line', x, y: r.random_sign_agreement.map(v => v === null ? null : 100 * v), label: 'as many at random', color: colors.random, dash: true }],
         marks: [{ kind: 'hline', at: 50, label: 'tossing a coin', color: '#666666' }] }] };
