@@ -182,6 +182,15 @@ def test_infobatch_drops_as_the_package_does():
             whole = e==0 or cb.keep_epoch(losses, prune, delta) is None
             assert y[e]==n if whole and prune else abs(y[e]-len(drops.idxs))<4*math.sqrt(n/4)+1e-9
 
+@pytest.mark.parametrize('name, values, says', [('cut_line', dict(loss_perc=1.2), 'loss_perc=1.2 is not accepted: give a number from 0 to 1'),
+    ('cut_line', dict(epoch=1.5), 'epoch=1.5 is not accepted: give a number from 0 to 8 in steps of 1'),
+    ('agreement_at_cut', dict(kept=7), 'kept=7 is not accepted: give a number from 5 to 100 in steps of 5'),
+    ('samples_per_epoch', dict(prune=1.), 'prune=1.0 is not accepted: give a number from 0 to 0.95')])
+def test_a_value_off_the_slider_gets_one_sentence(name, values, says):
+    for call in (lambda: getattr(figures, name)(**values), lambda: getattr(figures, name)().show(**values)):
+        with pytest.raises(ValueError) as e: call()
+        assert str(e.value)==says
+
 def test_colours_are_the_methods():
     rules = _drag('rules.js')
     for short,name in dict(BLF='BLF', HNM='HNM', SB='SB', importance='importance', coreSet='core-set', RHO='RHO-LOSS', InfoBatch='InfoBatch', random='random', scoring='scoring').items():

@@ -74,8 +74,10 @@ class Knob:
         self.check(self.value)
 
     def check(self, val):
-        "Raise `ValueError`, with one sentence, for a value off the slider; return it."
-        return check_number(self.name, val, lambda o: self.lo<=o<=self.hi, f'give a number from {self.lo:g} to {self.hi:g}', lambda o: False)
+        "Raise `ValueError`, with one sentence, for a value off the slider, or between steps that are whole numbers; return it."
+        whole = self.step>=1
+        return check_number(self.name, val, lambda o: self.lo<=o<=self.hi and not (whole and (o-self.lo)%self.step),
+                            f'give a number from {self.lo:g} to {self.hi:g}' + (f' in steps of {self.step:g}' if whole else ''), lambda o: False)
 
     def words(self, val)->str:
         "A value as the page shows it."
