@@ -137,36 +137,40 @@ class GradientProbe(Callback):
 
     def after_train(self): self.measure()
 
-    def _draw(self):
-        dl = self.dls.train
-        with rng_untouched(next(self.model.parameters()).device):
-            random.seed(self.seed); torch.manual_seed(self.seed)
-            if hasattr(dl, 'new'):
-                dl = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False)
-                if self.learn.selection.by_id and not cannot_number(dl): dl = Numbered(dl)
-                with dl.fake_l.no_multiproc(): b = next(iter(dl))
-                if isinstance(dl, Numbered): self.ids = dl.ids
-            else: b = next(iter(torch.utils.data.DataLoader(dl.dataset, self.n, shuffle=True, collate_fn=dl.collate_fn))) # PyTorch's own
-        b = tensor_map(lambda o: o.as_subclass(Tensor), b) # as CastToTensor does for training
-        return self.learn._set_device(b)
+# %% ../nbs/lessons/04_gradients.ipynb #cc354ba4
+@patch
+def _draw(self:GradientProbe):
+    dl = self.dls.train
+    with rng_untouched(next(self.model.parameters()).device):
+        random.seed(self.seed); torch.manual_seed(self.seed)
+        if hasattr(dl, 'new'):
+            dl = dl.new(bs=min(self.n, dl.n), shuffle=True, drop_last=False)
+            if self.learn.selection.by_id and not cannot_number(dl): dl = Numbered(dl)
+            with dl.fake_l.no_multiproc(): b = next(iter(dl))
+            if isinstance(dl, Numbered): self.ids = dl.ids
+        else: b = next(iter(torch.utils.data.DataLoader(dl.dataset, self.n, shuffle=True, collate_fn=dl.collate_fn))) # PyTorch's own
+    b = tensor_map(lambda o: o.as_subclass(Tensor), b) # as CastToTensor does for training
+    return self.learn._set_device(b)
 
-    def measure(self):
-        "Measure once, and add a row to the record."
-        cb = self.learn.selection
-        f = cb._fit
-        if f is None: return
-        with f.log.timer.excluded(): self._measure(cb, f)
+@patch
+def measure(self:GradientProbe):
+    "Measure once, and add a row to the record."
+    cb = self.learn.selection
+    f = cb._fit
+    if f is None: return
+    with f.log.timer.excluded(): self._measure(cb, f)
 
-    def _measure(self, cb, f):
-        if self.batch is None: self.batch = self._draw()
-        i = getattr(self.dls, 'n_inp', max(1, len(self.batch)-1)) # as fastai splits a batch
-        xb,yb = self.batch[:i],self.batch[i:]
-        n = batch_size((xb, yb))
-        sel = cb.would_keep(xb, yb, self.ids)
-        if sel is None or not len(sel.idxs): return # scores that are not finite, or nothing kept
-        xb,yb = f.look.prepare(xb, yb)
-        def grad(sel=None): return subset_grad(self.model, f.look.loss_func, xb, yb, sel, f.look)
-        ref,kept = grad(),grad(sel)
-        rand = grad(torch.randperm(n, generator=torch.Generator().manual_seed(self.seed+f.log.n_batch))[:len(sel.idxs)])
-        cb.record.add('probes', epoch=self.epoch, batch=f.log.n_batch, n=n, n_kept=len(sel.idxs), sign_agreement=sign_agreement(kept, ref),
-                     cosine=cosine(kept, ref), random_sign_agreement=sign_agreement(rand, ref), random_cosine=cosine(rand, ref))
+@patch
+def _measure(self:GradientProbe, cb, f):
+    if self.batch is None: self.batch = self._draw()
+    i = getattr(self.dls, 'n_inp', max(1, len(self.batch)-1)) # as fastai splits a batch
+    xb,yb = self.batch[:i],self.batch[i:]
+    n = batch_size((xb, yb))
+    sel = cb.would_keep(xb, yb, self.ids)
+    if sel is None or not len(sel.idxs): return # scores that are not finite, or nothing kept
+    xb,yb = f.look.prepare(xb, yb)
+    def grad(sel=None): return subset_grad(self.model, f.look.loss_func, xb, yb, sel, f.look)
+    ref,kept = grad(),grad(sel)
+    rand = grad(torch.randperm(n, generator=torch.Generator().manual_seed(self.seed+f.log.n_batch))[:len(sel.idxs)])
+    cb.record.add('probes', epoch=self.epoch, batch=f.log.n_batch, n=n, n_kept=len(sel.idxs), sign_agreement=sign_agreement(kept, ref),
+                 cosine=cosine(kept, ref), random_sign_agreement=sign_agreement(rand, ref), random_cosine=cosine(rand, ref))
