@@ -1,5 +1,5 @@
 "Figures to drag: the same words in page and Python, one file that stands alone, every host from a live notebook to one without scripts."
-import base64, json, math, os, re, shutil, struct, subprocess, sys, time
+import json, os, re, shutil, struct, subprocess, sys
 import numpy as np, pytest
 from blf_explore.page.frame import Figure, Knob, _drag, _json, _rows, fixed, percent, thousands
 from drag import assert_page_is_python, in_page
@@ -196,7 +196,7 @@ def test_where_scripts_and_frames_are_removed_the_picture_stays(tmp_path):
 @pytest.mark.browser
 @pytest.mark.slow
 def test_jupyterlab_plays_a_trusted_notebook_and_shows_the_picture_of_another(tmp_path):
-    from browser import ACTION, appears, chromium, serving, stop, until
+    from browser import appears, chromium, serving, stop, until
     notebook_page([figure()], tmp_path)
     shutil.move(tmp_path/'a.ipynb', tmp_path/'trusted.ipynb')
     notebook_page([figure('another word')], tmp_path) # trust goes by what a notebook holds

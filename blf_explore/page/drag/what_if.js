@@ -9,10 +9,10 @@
 
   const count = (n, share) => Math.ceil(Number((n * share).toFixed(6)));
 
-  function keptCount(mass, lossPerc, samplePerc) {
+  function keptCount(mass, lossPerc, least) {
     const n = mass.length, all = mass[n - 1];
     const m = lossPerc >= 1 || !Number.isFinite(all) ? n : BLF.searchsorted(mass, lossPerc * all) + 1;
-    return Math.min(n, Math.max(m, count(n, samplePerc)));
+    return Math.min(n, Math.max(m, least));
   }
 
   function trainS(n, { sizes: xs, train: ys }) {
@@ -29,14 +29,15 @@
 
   function epochs(data, lossPerc, samplePerc) {
     const p = data.prices, n = data.n_epoch, zeros = () => new Array(n).fill(0), whole = trainS(p.bs, p);
+    const steps = data.steps = data.steps || [], step = n => steps[n] ??= trainS(n, p), counts = [], least = n => counts[n] ??= count(n, samplePerc); // worked out once
     const res = { n_seen: zeros(), n_kept: zeros(), t_score_s: zeros(), t_select_s: zeros(), t_train_s: zeros(), t_plain_s: zeros() };
     data.mass = data.mass || masses(data);
     data.mass.forEach((mass, i) => {
-      const e = data.epoch[i], seen = data.n_seen[i], m = mass.length ? keptCount(mass, lossPerc, samplePerc) : seen, plain = trainS(seen, p);
+      const e = data.epoch[i], seen = data.n_seen[i], m = mass.length ? keptCount(mass, lossPerc, least(mass.length)) : seen, plain = step(seen);
       res.n_seen[e] += seen;
       res.n_kept[e] += m;
       if (mass.length) { res.t_score_s[e] += p.score * plain / whole; res.t_select_s[e] += p.select }
-      res.t_train_s[e] += trainS(m, p);
+      res.t_train_s[e] += step(m);
       res.t_plain_s[e] += plain;
     });
     res.t_s = res.t_score_s.map((v, e) => v + res.t_select_s[e] + res.t_train_s[e]);
