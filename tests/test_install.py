@@ -34,7 +34,7 @@ def python(wheel, tmp_path_factory):
     return run
 
 def test_wheel_holds_every_file_of_the_package(wheel):
-    want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.html','.j2','.json','.xz')
+    want = {str(o.relative_to(root)) for o in (root/'blf_explore').rglob('*') if o.suffix in ('.py','.ipynb','.js','.css','.html','.j2','.json','.xz','.npz')
             and not any(p.startswith('.') for p in o.relative_to(root).parts)}
     assert {'blf_explore/page/dashboard.ipynb','blf_explore/page/templates/index.html.j2','blf_explore/engine/fashion_small.xz'} <= want
     assert want=={o for o in wheel.namelist() if '.dist-info/' not in o}
