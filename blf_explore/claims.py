@@ -395,12 +395,16 @@ def read_imagewoof(runs):
 
 def read_target(runs):
     c = runs['target']
-    f = {o: list(c.speedup(o)) for o in c.names if o!='plain'}
+    names = [o for o in c.names if o!='plain']
+    f = dict(times={o: list(c.speedup(o)) for o in names}, points={f'{k:.0%}': {o: points(c, o, share=k) for o in names} for k in c.shares})
     lines = {o: dict(x=[100*k for k in c.shares], y=[[100*r['accuracy'] for r in c.rows if r['method']==o and r['share']==k] for k in c.shares]) for o in c.names}
     goal = 100*float(np.median([r['accuracy'] for r in c.rows if r['method']=='plain' and r['share']==1.]))
     return f,_lines('budget, in % of the whole', 'accuracy in %, each run with its own schedule', lines, goal)
 
-def _times(o): return '{:.2f} ({:.2f} to {:.2f})'.format(*o)
+def _times(o):
+    "Of times less time: median and spread, or that it does not get there within the budget."
+    mid,lo,hi = (f'{v:.2f}' if v>0 else 'never' for v in o)
+    return mid if mid==lo==hi else f'{mid} ({lo} to {hi})'
 
 by_loss = 'BLF','HNM','SB' # select by the loss, batch by batch
 
@@ -457,8 +461,9 @@ Claim('brief', 'Trained briefly: is BLF more accurate than plain training of the
 Claim('target', 'How much less time than plain training to the same accuracy?', 'Read off two seeds before this was measured: 1.65 to 1.94 times for hard-negative mining, 1.38 to 1.58 for BLF',
     'Shortest budget to the accuracy of plain training’s whole budget, searched for plain training alike; lowest and highest: the middle 90% of what seeds drawn anew give',
     'above 1 in the whole spread for one of the two; below 1 for both refutes it', dict(target=None), read_target,
-    lambda f: HOLDS if any(lo>1 for _,lo,_ in f.values()) else NOT if all(hi<1 for _,_,hi in f.values()) else CLOSE,
-    lambda f: 'times less time: ' + ', '.join(f'{k} {_times(o)}' for k,o in f.items())),
+    lambda f: HOLDS if any(lo>1 for _,lo,_ in f['times'].values()) else NOT if all(hi<1 for _,_,hi in f['times'].values()) else CLOSE,
+    lambda f: 'times less time: ' + ', '.join(f'{k} {_times(o)}' for k,o in f['times'].items())
+              + '; BLF beside plain at equal time: ' + ', '.join(f"{interval_text(v['BLF'])} points with {k} of the budget" for k,v in f['points'].items())),
 Claim('flat', 'Trained until flat: is nothing of it left?', f'The thread’s guess: BLF helps only while the model is not fully trained. {_thread}',
     'BLF .9 less plain, three times the whole budget', f'no gain: the whole interval is at or below {margin} points; a gain for every seed refutes it',
     dict(main=('BLF','HNM .25'), long=('BLF','HNM .25')), read_time, lambda f: judge_no_gain(f['flat']), lambda f: 'BLF '+_p(f['flat'])),

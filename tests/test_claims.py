@@ -26,7 +26,8 @@ def test_a_difference_counts_if_every_one_of_five_seeds_has_it(judge):
 s = lambda x, k=1.: [k*o for o in x]
 cases = dict(
     brief=[(dict(brief=UP), 'holds'), (dict(brief=DOWN), 'does not hold'), (dict(brief=MIXED), 'too close to call')],
-    target=[(dict(BLF=[1.2,.9,1.4], HNM=[1.5,1.1,2.]), 'holds'), (dict(BLF=[.8,.5,.9], HNM=[0,0,.9]), 'does not hold'), (dict(BLF=[1.1,.9,1.4], HNM=[.8,.5,.9]), 'too close to call')],
+    target=[(dict(times=dict(BLF=[1.2,.9,1.4], HNM=[1.5,1.1,2.])), 'holds'), (dict(times=dict(BLF=[.8,.5,.9], HNM=[0,0,.9])), 'does not hold'),
+            (dict(times=dict(BLF=[1.1,.9,1.4], HNM=[.8,.5,.9])), 'too close to call')],
     flat=[(dict(flat=DOWN), 'holds'), (dict(flat=UP), 'does not hold'), (dict(flat=MIXED), 'too close to call'), (dict(flat=[.25,-.1,.2,0,.1]), 'holds')],
     payback=[(dict(epoch=[3,5,4,9,4]), 'holds from epoch 4 on'), (dict(epoch=[None]*5), 'does not hold'), (dict(epoch=[3,None,4,4,4]), 'too close to call')],
     share=[(dict(cost_at_half=[.8,.9,.7,.9,.99]), 'holds'), (dict(cost_at_half=[1.1]*5), 'does not hold'), (dict(cost_at_half=[.9,1.1,.9,.9,.9]), 'too close to call')],
@@ -100,7 +101,9 @@ def test_time_to_plains_accuracy_is_read_from_its_own_comparison():
     "Plain reaches 90% with its whole budget alone. Whoever reaches it with .4 of it takes 2.5 times less; whoever never does, 0."
     def acc(m, i, share): return dict(plain=.85+.05*(share==1.), BLF=.7, HNM=.9)[m]+.001*i
     numbers,plot = C.read_target(dict(target=made_up(acc, names=('plain','BLF','HNM'), shares=(.4, .7, 1.))))
-    assert numbers['HNM']==pytest.approx([2.5]*3) and numbers['BLF']==[0,0,0]
+    assert numbers['times']['HNM']==pytest.approx([2.5]*3) and numbers['times']['BLF']==[0,0,0]
+    assert numbers['points']['40%']['HNM']==pytest.approx([5]*5) and numbers['points']['100%']['BLF']==pytest.approx([-20]*5)
+    assert 'BLF never, HNM 2.50' in C.claims['target'].say(numbers)
     assert C.claims['target'].judge(numbers)=='holds' and plot['line']==pytest.approx(90.2) and plot['lines']['HNM']['x']==[40,70,100]
 
 def test_levels_begin_with_the_half_of_main():
