@@ -99,3 +99,20 @@ def serve(*options, env=None):
 
 if __name__=='__main__': # exit code 0: there is a Chromium that starts
     with chromium(): pass
+
+@contextmanager
+def jupyterlab(folder, env=None):
+    "JupyterLab on `folder`, with `env` in its environment; gives its address."
+    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.token=', '--ServerApp.password=', '--port=0',
+           '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}', '--LabApp.news_url=', '--LabApp.extension_manager=readonly']
+    env = os.environ | {f'JUPYTER_{o}_DIR': str(folder/o.lower()) for o in ('CONFIG','RUNTIME')} | (env or {}) | {'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(folder/'workspaces')}
+    log = (folder/'log').open('w+')
+    proc = subprocess.Popen(cmd, stdout=log, stderr=log, env=env)
+    try:
+        yield wait_until(lambda: re.search(r'http://(localhost|127\.0\.0\.1):\d+', (folder/'log').read_text()),
+                         lambda: proc.poll() is not None and f'JupyterLab has ended: {(folder/"log").read_text()}', "JupyterLab's address")[0]
+    finally:
+        ours = [*psutil.Process(proc.pid).children(recursive=True), psutil.Process(proc.pid)] if proc.poll() is None else []
+        for p in ours: p.terminate()
+        for p in psutil.wait_procs(ours, timeout=10)[1]: p.kill() # JupyterLab's own way out is not what is tested
+        proc.wait()

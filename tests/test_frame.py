@@ -196,25 +196,17 @@ def test_where_scripts_and_frames_are_removed_the_picture_stays(tmp_path):
 @pytest.mark.browser
 @pytest.mark.slow
 def test_jupyterlab_plays_a_trusted_notebook_and_shows_the_picture_of_another(tmp_path):
-    from browser import appears, chromium, serving, stop, until
+    from browser import appears, chromium, jupyterlab, until
     notebook_page([figure()], tmp_path)
     shutil.move(tmp_path/'a.ipynb', tmp_path/'trusted.ipynb')
     notebook_page([figure('another word')], tmp_path) # trust goes by what a notebook holds
-    env = os.environ | {k: str(tmp_path/k) for k in ('JUPYTER_CONFIG_DIR','JUPYTER_DATA_DIR','JUPYTER_RUNTIME_DIR')}
-    subprocess.run([sys.executable, '-m', 'jupyter', 'trust', tmp_path/'trusted.ipynb'], env=env, check=True, capture_output=True)
-    proc = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--port=0', '--IdentityProvider.token=', '--ServerApp.open_browser=False',
-                             f'--ServerApp.root_dir={tmp_path}'], env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
-    serving.append(proc)
-    try:
-        url = next(m[0] for line in proc.stderr if (m := re.search(r'http://(localhost|127\.0\.0\.1):\d+/', line)))
-        with chromium() as page:
-            for name,shows,not_there in (('trusted','.jp-OutputArea iframe','img:visible'), ('a','.jp-OutputArea img','iframe')):
-                page.goto(f'{url}lab/workspaces/{name}/tree/{name}.ipynb?reset')
-                appears(page, shows)
-                if name=='trusted':
-                    until(page, "document.querySelector('.jp-OutputArea iframe').contentDocument.querySelectorAll('.panel').length===3")
-                    assert page.locator('.jp-OutputArea iframe').content_frame.locator('.say').inner_text()==figure().show()['say']
-                assert page.locator(f'.jp-OutputArea {not_there}').count()==0
-    finally:
-        serving.remove(proc)
-        stop(proc)
+    own = {f'JUPYTER_{k}_DIR': str(tmp_path/k.lower()) for k in ('CONFIG','DATA','RUNTIME')}
+    subprocess.run([sys.executable, '-m', 'jupyter', 'trust', tmp_path/'trusted.ipynb'], env=os.environ|own, check=True, capture_output=True)
+    with jupyterlab(tmp_path, own) as url, chromium() as page:
+        for name,shows,not_there in (('trusted','.jp-OutputArea iframe','img:visible'), ('a','.jp-OutputArea img','iframe')):
+            page.goto(f'{url}/lab/workspaces/{name}/tree/{name}.ipynb?reset')
+            appears(page, shows)
+            if name=='trusted':
+                until(page, "document.querySelector('.jp-OutputArea iframe').contentDocument.querySelectorAll('.panel').length===3")
+                assert page.locator('.jp-OutputArea iframe').content_frame.locator('.say').inner_text()==figure().show()['say']
+            assert page.locator(f'.jp-OutputArea {not_there}').count()==0

@@ -1,9 +1,8 @@
 """The live dashboard in a real browser: Voila's page as `blf-dashboard` serves it, and a cell in JupyterLab."""
-import json, math, os, re, subprocess, sys, time
-from contextlib import contextmanager
+import json, math, re, time
 from urllib.parse import parse_qsl
 import psutil, pytest
-from browser import appears, launch, open_page, says, serve, shown_error, until
+from browser import appears, jupyterlab, launch, open_page, says, serve, shown_error, until
 from waits import gone, wait_until
 
 quick = dict(name='digits', bs=64) # 22 batches of some milliseconds an epoch; what the page begins with takes a hundred times as long
@@ -495,23 +494,6 @@ def test_an_address_with_settings(browser, app):
         assert sliders(page)==['beta','stale','other_loss_perc','other_sample_perc'] # neither has `prune`
         assert page.locator('.strip').count()==0
         assert page.errors==[]
-
-@contextmanager
-def jupyterlab(folder):
-    "JupyterLab on `folder`; gives its address."
-    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.token=', '--ServerApp.password=', '--port=0',
-           '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}', '--LabApp.news_url=', '--LabApp.extension_manager=readonly']
-    env = os.environ | {f'JUPYTER_{o}_DIR': str(folder/o.lower()) for o in ('CONFIG','RUNTIME')} | {'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(folder/'workspaces')}
-    log = (folder/'log').open('w+')
-    proc = subprocess.Popen(cmd, stdout=log, stderr=log, env=env)
-    try:
-        yield wait_until(lambda: re.search(r'http://(localhost|127\.0\.0\.1):\d+', (folder/'log').read_text()),
-                         lambda: proc.poll() is not None and f'JupyterLab has ended: {(folder/"log").read_text()}', "JupyterLab's address")[0]
-    finally:
-        ours = [*psutil.Process(proc.pid).children(recursive=True), psutil.Process(proc.pid)] if proc.poll() is None else []
-        for p in ours: p.terminate()
-        gone(ours)
-        proc.wait()
 
 @pytest.mark.browser
 def test_in_jupyterlab(browser, tmp_path):
