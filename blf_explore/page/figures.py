@@ -28,6 +28,7 @@ import numpy as np
 from ..engine.knobs import count
 from ..engine.record import colors
 from .frame import Figure, Knob, _drag, fixed, percent, thousands
+from ..whatif import kept_count
 
 # %% ../../nbs/page/08_figures.ipynb #f1600008
 @lru_cache(1)
@@ -65,10 +66,8 @@ def _sums(vals):
     return res
 
 def _n_blf(mass, loss_perc, sample_perc):
-    "How many BatchLossFilter keeps of losses sorted hardest first, given their running sums: the one that crosses the line included."
-    n = len(mass)
-    m = n if loss_perc>=1 else next((i+1 for i,o in enumerate(mass) if o>=loss_perc*mass[-1]), n)
-    return min(n, max(m, count(n, sample_perc)))
+    "How many BatchLossFilter keeps of losses sorted hardest first, given their running sums."
+    return kept_count(np.array(mass), loss_perc, sample_perc)
 
 # %% ../../nbs/page/08_figures.ipynb #f160000c
 def _cut_line(data, loss_perc, sample_perc, epoch):
