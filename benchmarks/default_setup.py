@@ -9,7 +9,8 @@ accuracies and the share of samples that BLF trained on, in all and in each epoc
 number of batches, so that a batch during which the machine did something else does not decide; the ratio of plain sums stands beside it."""
 import argparse, time
 import numpy as np
-from blf_explore.page.widgets import LiveDashboard, dashboard_presets, from_query
+from blf_explore.page.sessions import dashboard_presets, from_query
+from blf_explore.page.widgets import LiveDashboard
 
 def seconds(record):
     "(Sum over epochs of the median batch times the number of batches, plain sum), in seconds."

@@ -23,6 +23,7 @@ from blf_explore.page import figures # `figures.k_center` and `figures.weighted_
 from blf_explore.page.figures import (agreement_at_cut, beta_curve, break_even_line, cut_line, holdout_loss, queue_filling, samples_per_epoch,
                                       share_over_time, two_stops)
 from blf_explore.page.whatif import *
+from blf_explore.page.sessions import *
 from blf_explore.page.widgets import *
 from blf_explore.page.cli import *
 from blf_explore.page.report import *

@@ -12,7 +12,7 @@ package = root/'blf_explore'
 # floors from below, each in the order in which its modules may know of each other; the lessons' and the evidence's is that of their notebooks
 ENGINE = ['knobs','record','rows','losses','timing','folders','images','small','data','loading','traces','looking','rehearsal','logbook','fitting',
           'selecting','epochs','filtering']
-PAGE = ['plots','frame','figures','whatif','widgets','cli','report','commands','evidence']
+PAGE = ['plots','frame','figures','whatif','sessions','widgets','cli','report','commands','evidence']
 
 LONG_FUNCTIONS = { # above 40 lines
     'page.cli.voila_app': '2026-11-26: a later issue rewrites the page'}

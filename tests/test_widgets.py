@@ -222,7 +222,8 @@ def test_a_folder_of_images(page, tmp_path):
     assert page.errors==[]
 
 def test_a_path_belongs_to_its_data_set(tmp_path):
-    from blf_explore.page.widgets import LiveDashboard, check_settings
+    from blf_explore.page.sessions import check_settings
+    from blf_explore.page.widgets import LiveDashboard
     assert check_settings(path=tmp_path)['name']=='folder' # digits have no folder
     dash = LiveDashboard(name='fashion_mnist', path=tmp_path)
     try:
@@ -267,7 +268,7 @@ def test_settings_apply_on_reset(page):
 
 @pytest.mark.browser
 def test_every_method_has_its_sliders_and_they_act_on_the_next_batch(page):
-    from blf_explore.page.widgets import dashboard_methods as methods
+    from blf_explore.page.sessions import dashboard_methods as methods
     for m in methods:
         choose(page, 'A', m)
         assert sliders(page)==[k.name for k in methods[m].knobs]
@@ -329,7 +330,8 @@ def test_two_lanes_end_where_two_learners_of_their_own_would(pair):
     import importlib, torch
     from fastai.vision.all import Learner, accuracy, set_seed
     from blf_explore.engine.data import get_dls, get_model
-    from blf_explore.page.widgets import LiveDashboard, dashboard_methods as methods
+    from blf_explore.page.sessions import dashboard_methods as methods
+    from blf_explore.page.widgets import LiveDashboard
     from blf_explore.rho import half_losses
     few = dict(sample_perc=.25)
     settings = {'SB': dict(beta=2., stale=1), 'importance': few | dict(tau_th=1.2), 'InfoBatch': dict(prune=.7), 'core-set': few, 'SeTa': dict(window=.5), 'BLS': dict(alpha=.9),
@@ -392,7 +394,8 @@ def test_a_bad_setting_is_one_sentence(bad, says):
     assert str(e.value).startswith(says) and '\n' not in str(e.value)
 
 def test_the_two_set_ups_of_the_page():
-    from blf_explore.page.widgets import LiveDashboard, check_settings, dashboard_presets as presets
+    from blf_explore.page.sessions import check_settings, dashboard_presets as presets
+    from blf_explore.page.widgets import LiveDashboard
     def full(o): return {k: v for k,v in check_settings(**o).items() if k in o}
     a,b = map(full, presets.values())
     assert list(presets)==['where it pays','where it does not'] and a.items()<=check_settings().items() # the page begins with the first
@@ -413,7 +416,7 @@ def test_the_two_set_ups_of_the_page():
 
 @pytest.mark.browser
 def test_one_click_from_where_it_pays_to_where_it_does_not(browser, app):
-    from blf_explore.page.widgets import dashboard_presets as presets
+    from blf_explore.page.sessions import dashboard_presets as presets
     labels = dict(name='data', network='network', epochs='epochs', lr='learning rate', bs='batch size', redundancy='repeats', label_noise='wrong labels')
     def shown(page): return {k: page.get_by_label(o, exact=True).input_value() for k,o in labels.items()}
     def inside(page): # nothing is cut off: all buttons and fields lie within the page, and none on another
