@@ -309,7 +309,7 @@ def time_spec(
     tops = [max(o for o in (*ts, 0) if math.isfinite(o)) for ts in zip(total, beside, plain if race else total)]
     # one slow epoch (a busy machine) must not flatten all others
     top = 1.25*k*min(max(tops), 2.5*float(np.median(tops))) if tops and max(tops) else 1
-    x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'training time, {unit}', range=[0, top])
+    x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'time, {unit}', range=[0, top])
     return dict(data=data, layout=_layout(x, y, barmode='overlay', annotations=_ticks(s, saved)))
 
 # %% ../../nbs/page/01_plots.ipynb #a3ff3f05
@@ -334,7 +334,7 @@ def agreement_spec(
     notes = [text | dict(x=1, xanchor='right', y=80, yanchor='top', text='80% claimed')]
     if not runs: notes.append(text | dict(x=.5, y=65, text='plain training selects nothing'))
     claim = dict(type='line', xref='paper', x0=0, x1=1, y0=80, y1=80, line=dict(color='#444', width=1.5, dash='dash'))
-    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[min(low), 101]),
+    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('agreement, %', range=[min(low), 101]),
                      annotations=notes, shapes=[claim])
     return dict(data=data, layout=layout)
 
@@ -406,7 +406,7 @@ def accuracy_spec(
     def x(**kw): return _axis(_by[by][0], range=[0, n if by=='epoch' else 1.02*max(ends)], **kw)
     return dict(data=data, layout=_layout(
         x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]),
-        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('validation loss', anchor='x2', range=[0, high])))
+        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
 
 # %% ../../nbs/page/01_plots.ipynb #6941f188
 def _signed(o): return f'{o:+.0f}%'.replace('-', '−')
