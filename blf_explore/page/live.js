@@ -113,8 +113,8 @@ export function legendItem(trace) {
 }
 
 // A spec's layout at a type size (pixels), with margins that stay: measuring labels to make room would draw every chart twice
-export function fitted(layout, chart, size) {
-  const [left, right] = MARGINS[chart], small = o => ({...o, font: {...o.font, size: size * .92}})
+export function fitted(layout, chart, size, narrow = false) {
+  const [left, right] = MARGINS[chart], small = o => ({...o, font: {...o.font, size: size * (narrow ? .75 : .92)}})
   const l = {...layout, font: {...layout.font, size: size * .92}, showlegend: false, autosize: true,
     margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.6}}
   if (l.annotations) l.annotations = l.annotations.map(small)
@@ -423,7 +423,7 @@ function chart(page, k) {
     if (!now) { key = ''; legend.replaceChildren(); return void Plotly.purge(plot) }
     showLegend(now.data)
     spoken(said)
-    return Plotly.react(plot, now.data, fitted(now.layout, k, parseFloat(getComputedStyle(page.root).fontSize)), {displayModeBar: false, responsive: false, doubleClick: false})
+    return Plotly.react(plot, now.data, fitted(now.layout, k, parseFloat(getComputedStyle(page.root).fontSize), plot.clientWidth < 400), {displayModeBar: false, responsive: false, doubleClick: false})
   }, clear(Plotly) { Plotly.purge(plot) }}
 }
 
@@ -475,9 +475,9 @@ function idea(page, marked) {
   const kept = svg('path', {class: 'kept'}), skipped = svg('path', {class: 'skipped'}), at = svg('path', {class: 'at'})
   const plot = svg('svg', {preserveAspectRatio: 'none', 'aria-hidden': 'true'}, skipped, kept, at)
   const cut = el('div', {class: 'cut', hidden: ''}), pics = el('div', {class: 'pics-at'}), title = el('span', {}, 'One batch'), says = el('small')
-  const curve = el('div', {class: 'curve', role: 'img'}, plot, cut)
+  const top = el('span', {class: 'top'}), curve = el('div', {class: 'curve', role: 'img'}, plot, top, cut)
   const node = el('section', {class: 'idea', 'aria-label': 'One batch, the hardest first'}, el('h2', {}, title, ' ', says), curve, pics)
-  let batch = null, now = null, moved = {}
+  let batch = null, now = null, moved = {}, told = ''
   const side = () => page.choices.methods[now?.method]?.knobs.length ? 'method' : 'other'
   const guess = () => {  // where the sliders as they stand would cut this batch
     const pre = SIDES[side()][1], own = Object.fromEntries(['loss_perc', 'sample_perc'].map(k => [k, moved[pre + k] ?? now?.[pre + k]]))
@@ -493,6 +493,7 @@ function idea(page, marked) {
     const n = batch.losses.length, would = guess(), line = would ?? batch.cut, is = would === null ? i => batch.kept[i] : i => i < would
     const count = would ?? batch.kept.filter(Boolean).length
     plot.setAttribute('viewBox', `0 0 ${n} 100`)
+    text(top, `${batch.score} up to ${batch.losses[0]}`)
     kept.setAttribute('d', barsPath(batch.losses, is))
     skipped.setAttribute('d', barsPath(batch.losses, i => !is(i)))
     cut.hidden = line === null || line === undefined || line >= n
@@ -500,7 +501,7 @@ function idea(page, marked) {
     node.style.setProperty('--c', `var(--${side() === 'method' ? 'a' : 'b'})`)
     text(title, `One batch of ${batch.name}, sorted by ${batch.score}`)
     const words = would === null ? `it kept ${count} of ${n}` : `here it would keep ${count} of ${n}; the next batch shows`
-    text(says, words)
+    told = words
     curve.setAttribute('aria-label', `${n} samples from the hardest, ${batch.score} ${batch.losses[0]}, to the easiest, ${batch.losses[n - 1]}; ${words}`)
     pics.replaceChildren(...(batch.images || []).map(o => {
       const b = picture(o, batch.score, is(o.i) ? 'kept' : 'skipped', marked)
@@ -514,7 +515,13 @@ function idea(page, marked) {
     at.setAttribute('d', batch && i !== null && i < batch.losses.length ? barsPath(batch.losses, j => j === i) || `M${i} 100V0` : '')
     curve.style.setProperty('--at', `${100 * ((i ?? 0) + .5) / (batch?.losses.length || 1)}%`)
     curve.classList.toggle('marked', !!batch && i !== null)
-    for (const o of page.root.querySelectorAll('.pic')) o.setAttribute('aria-pressed', Number(o.dataset.i) === i)
+    let what = ''
+    for (const o of page.root.querySelectorAll('.pic')) {
+      const on = i !== null && o.dataset.i === String(i)
+      o.setAttribute('aria-pressed', on)
+      if (on) what = o.title
+    }
+    if (batch) text(says, what ? `▲ ${what}` : told)
   }
   marked.tell.push(mark)
   return {node, take(o) { batch = o; moved = {}; marked.at = null; draw() }, show(s) { now = s.now; draw() }, slid(k, v) { moved[k] = v; if (batch) draw() }}
