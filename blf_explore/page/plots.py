@@ -41,6 +41,12 @@ def _layout(x, y, **kw):
                 margin=dict(l=8, r=8, t=8, b=8), xaxis=x, yaxis=y, paper_bgcolor='white', plot_bgcolor='white',
                 hovermode='closest', showlegend=True, legend=legend) | kw
 
+def _room(o, steps=(1,1.2,1.5,2,2.5,3,4,5,6,8,10)):
+    "The least round number of at least `o`: an axis that ends there need not move with every batch."
+    if not 0<o<math.inf: return 1
+    k = 10.**math.floor(math.log10(o))
+    return next(s*k for s in steps if s*k>=o*(1-1e-9))
+
 def _n_epoch(rec): # planned, or done where those are more
     return max(rec.info.get('n_epoch') or 0, *(r['epoch']+1 for r in rec.rows['epochs'][-1:]), 1)
 
@@ -159,12 +165,12 @@ def samples_spec(
                           customdata=share.tolist(), showlegend=not race,
                           name=f'{o.name}, batch by batch' if race else 'share, batch by batch',
                           line=_line(o), hovertemplate=f'{o.name}: %{{customdata:.0f}}% kept<extra></extra>'))
-        marks,texts = _marks(o, n_epoch, f'{o.name}: ' if race else '', 1-.13*i)
+        marks,texts = _marks(o, n_epoch, f'{o.name}: ' if race else '', 1-.15*i)
         shapes,notes = shapes+marks,notes+texts
-    span,ticks = [0, full*1.04],[0, .25, .5, .75, 1.]
+    span,ticks,step = [0, full*(1.44 if race else 1.2)],[0, .25, .5, .75, 1.],_room(full/4, (1,2,2.5,5,10)) # above all samples there is room for words
     right = _axis('share of all', range=span, overlaying='y', side='right', showgrid=False,
                   tickvals=[o*full for o in ticks], ticktext=[f'{100*o:.0f}%' for o in ticks])
-    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=span), yaxis2=right, barmode='overlay',
+    layout = _layout(_axis('epoch', range=[0, n_epoch]), _axis('samples', range=span, tickvals=[i*step for i in range(5) if i*step<=full], tickformat='~s'), yaxis2=right, barmode='overlay',
                      bargap=0, shapes=shapes, annotations=notes)
     return dict(data=[*bars, *lines, dict(type='scatter', x=[], y=[], yaxis='y2', showlegend=False)], layout=layout)
 
@@ -173,8 +179,7 @@ def _marks(run, n_epoch, who, y):
     moves = _merged(list(run.rec.rows['changes']))
     changes = [c | dict(x=x) for c,x in zip(moves, _starts(run.rec, moves))]
     line = dict(type='line', y0=0, y1=1, yref='paper', line=dict(color='#D55E00', width=2, dash='dash'))
-    text = dict(y=y, yref='paper', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'),
-                bgcolor='rgba(255,255,255,.85)')
+    text = dict(y=y, yref='paper', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'))
     texts = [text | dict(x=c['x'], xanchor='left' if c['x']<.7*n_epoch else 'right',
                          text=f"{who}{c['setting']} {_value(c['old'])}→{_value(c['new'])}") for c in changes[-3:]]
     # of those that stand close together the last one speaks
@@ -282,7 +287,7 @@ def _ticks(s, saved):
     "A mark above each epoch, or above some of many: whether it took less."
     step = -(-len(saved)//14) or 1
     return [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text='<b>✓</b>' if v>0 else '✗',
-                 font=dict(size=15, color='#00704F' if v>0 else '#A63C00'))
+                 font=dict(size=15, color='#00704F' if v>0 else '#A63C00'), bgcolor='rgba(255,255,255,.9)', borderpad=0)
             for i,(e,v,begun) in enumerate(zip(s['epoch'], saved, _begun(s)))
             if math.isfinite(v) and (len(saved)-1-i)%step==0 and begun]
 
@@ -312,8 +317,8 @@ def time_spec(
                          hovertemplate=f'plain, by sampled steps: %{{y:.3g}} {unit}<extra></extra>'))
     tops = [max(o for o in (*ts, 0) if math.isfinite(o)) for ts in zip(total, beside, plain if race else total)]
     # one slow epoch (a busy machine) must not flatten all others
-    top = 1.25*k*min(max(tops), 2.5*float(np.median(tops))) if tops and max(tops) else 1
-    x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'training time, {unit}', range=[0, top])
+    top = _room(1.2*k*min(max(tops), 2.5*float(np.median(tops)))) if tops and max(tops) else 1
+    x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'time, {unit}', range=[0, top])
     return dict(data=data, layout=_layout(x, y, barmode='overlay', annotations=_ticks(s, saved)))
 
 # %% ../../nbs/page/01_plots.ipynb #a3ff3f05
@@ -334,12 +339,10 @@ def agreement_spec(
                             line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
                             opacity=.55 if i else 1, showlegend=not i))
         data.append(line(rows, x, o.name if len(runs)>1 else f'kept by {o.name}', 'sign_agreement', line=_line(o)))
-    text = dict(xref='paper', showarrow=False, font=dict(size=13, color='#444'), bgcolor='rgba(255,255,255,.8)')
-    notes = [text | dict(x=1, xanchor='right', y=80, yanchor='top', text='80% claimed')]
-    if not runs: notes.append(text | dict(x=.5, y=65, text='plain training selects nothing'))
-    claim = dict(type='line', xref='paper', x0=0, x1=1, y0=80, y1=80, line=dict(color='#444', width=1.5, dash='dash'))
-    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('signs that agree, %', range=[min(low), 101]),
-                     annotations=notes, shapes=[claim])
+    data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
+                     line=dict(color='#444', width=1.5, dash='dash')))
+    notes = [] if runs else [dict(xref='paper', x=.5, y=65, showarrow=False, font=dict(size=13, color='#444'), text='plain training selects nothing')]
+    layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('agreement, %', range=[5*math.floor(min(low)/5), 101]), annotations=notes)
     return dict(data=data, layout=layout)
 
 # %% ../../nbs/page/01_plots.ipynb #17d1776f
@@ -384,6 +387,25 @@ def _check_metric(recs, metric):
     raise ValueError(f"metric={metric!r} holds a {type(odd[0]).__name__}, which cannot be drawn as a line: give a "
                      f"column of `epochs` that holds numbers{', as ' if names else ''}{', '.join(map(repr, names))}")
 
+def _end(rec, by):
+    "Where an axis of what `rec` spends will end, if it goes on as it did."
+    so_far = _by[by][1](rec)
+    return so_far[-1]*max(1, _n_epoch(rec)/len(so_far)) if so_far else 0
+
+def _readable(vals):
+    "Up to where losses are drawn: to the highest, unless that is far above most of them."
+    return 1.15*min(max(vals), 4*float(np.median(vals))) if vals else 1
+
+def _beyond(data, high):
+    "Which runs leave the panel of losses at its top, in words."
+    over = {o['name']: max(o['y']) for o in data if o['yaxis']=='y2' and max(o['y'], default=0)>high}
+    return ' · '.join(f'{k} up to {v:.3g}' for k,v in over.items())
+
+def _thin(run, recs):
+    "The plain run's line lets the one that it meets be seen: dotted, with rings."
+    if run.rec.method!='plain' or all(o.method=='plain' for o in recs.values()): return _line(run),dict(size=5)
+    return _line(run, width=2, dash='dot'),dict(size=8, symbol='circle-open', line=dict(width=1.5))
+
 def accuracy_spec(
     recs:dict, # {name: record}, one colour each by the record's method; the second and those after it dashed
     by:str='epoch', # 'epoch', 'seconds' of training time, or 'samples' trained on
@@ -393,24 +415,27 @@ def accuracy_spec(
     own: a point for each epoch that was validated, at its end. Raises `ValueError`."""
     if by not in _by: raise ValueError(f"by={by!r} is not accepted: choose {', '.join(map(repr, _by))}")
     _check_metric(recs, metric)
-    data,accs,losses,ends,first = [],[],[],[1e-9],next(iter(recs.values()), None)
+    data,accs,losses,first = [],[],[],next(iter(recs.values()), None)
     for i,(name,rec) in enumerate(recs.items()):
         run = _runs(*([first, rec] if i else [rec]))[-1]
-        ends += _by[by][1](rec)
+        line,marker = _thin(run, recs)
         for col,scale,axis,tip in ((metric,100,'','%{y:.1f}%'), ('valid_loss',1,'2','%{y:.3f}')):
             points = _points(rec, col, by)
             y = [scale*v for _,_,v in points]
-            (losses if axis else accs).extend(y[len(y)//4:])
+            (losses if axis else accs).extend(y)
             data.append(dict(type='scatter', mode='lines+markers', x=[x for _,x,_ in points], y=y, name=name,
-                             legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis, line=_line(run),
-                             marker=dict(size=5), hovertemplate=tip+f'<extra>{name}</extra>'))
+                             legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis, line=line,
+                             marker=marker, hovertemplate=tip+f'<extra>{name}</extra>'))
     n = max([_n_epoch(o) for o in recs.values()], default=1)
-    low = 10*np.floor(min(accs)/10) if accs else 0
-    high = 1.15*max(losses) if losses else 1
-    def x(**kw): return _axis(_by[by][0], range=[0, n if by=='epoch' else 1.02*max(ends)], **kw)
+    low,high = min(10*math.floor(min(accs, default=0)/10), 90),_readable(losses) # an axis that begins at 100 would show nothing
+    end = n if by=='epoch' else _room(max([_end(o, by) for o in recs.values()], default=0), [o/10 for o in range(10, 101)])
+    note = dict(xref='x2 domain', yref='y2 domain', x=1, y=1, xanchor='right', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'),
+                bgcolor='rgba(255,255,255,.9)')
+    notes = [note | dict(text='↑ '+o)] if (o := _beyond(data, high)) else []
+    def x(**kw): return _axis(_by[by][0], range=[0, end], **kw)
     return dict(data=data, layout=_layout(
-        x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]),
-        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('validation loss', anchor='x2', range=[0, high])))
+        x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
+        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
 
 # %% ../../nbs/page/01_plots.ipynb #6941f188
 _t95 = 12.71,4.3,3.18,2.78,2.57,2.45,2.36,2.31,2.26,2.23,2.2,2.18,2.16,2.14,2.13 # Student's t, 97.5%, for 1, 2, … degrees of freedom

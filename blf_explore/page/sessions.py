@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'dashboard_presets', 'shipped',
-           'live_settings', 'field_units', 'Allow', 'check_settings', 'changed_settings', 'read_field', 'show_field',
-           'field_notes', 'from_query', 'to_query']
+           'live_settings', 'field_units', 'Allow', 'check_settings', 'changed_settings', 'page_choices', 'read_field',
+           'show_field', 'field_notes', 'from_query', 'to_query']
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a007
 import importlib, math, random, re, threading, time, weakref
 from collections import deque
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -128,6 +128,13 @@ def changed_settings(
     for side,pre in sides.items():
         if new.get(side, old[side])!=old[side]: gone |= {pre+k: None for k in knob_names}
     return check_settings(allow, **(old | gone | new))
+
+def page_choices()->dict: # What `LiveDashboard` and the served page hand to the page's script
+    "What can be chosen on the page, and by what name it goes there."
+    labels = {k: m.label for k,m in dashboard_methods.items()}
+    return dict(name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
+                methods={k: asdict(m) for k,m in dashboard_methods.items()}, presets=list(dashboard_presets), shipped=shipped)
+
 
 # %% ../../nbs/page/02_sessions.ipynb #7debf004
 field_units = dict(label_noise='%', redundancy='%', pace='batches/s') # of those that have one
