@@ -430,8 +430,8 @@ def accuracy_spec(
     notes = [note | dict(text='↑ '+o)] if (o := _beyond(data, high)) else []
     def x(**kw): return _axis(_by[by][0], range=[0, end], **kw)
     return dict(data=data, layout=_layout(
-        x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
-        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
+        x(domain=[0, .42]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
+        xaxis2=x(domain=[.6, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
 
 # %% ../../nbs/page/01_plots.ipynb #6941f188
 def _signed(o): return f'{o:+.0f}%'.replace('-', '−')
