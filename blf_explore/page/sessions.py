@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'dashboard_presets', 'shipped',
-           'live_settings', 'check_settings', 'changed_settings', 'from_query']
+           'live_settings', 'check_settings', 'changed_settings', 'page_choices', 'from_query']
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a007
 import importlib, math, random, threading, time
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from numbers import Integral, Real
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -101,6 +102,12 @@ def changed_settings(
     for side,pre in sides.items():
         if new.get(side, old[side])!=old[side]: gone |= {pre+k: None for k in knob_names}
     return check_settings(**(old | gone | new))
+
+def page_choices()->dict: # What `LiveDashboard` and the served page hand to the page's script
+    "What can be chosen on the page, and by what name it goes there."
+    labels = {k: m.label for k,m in dashboard_methods.items()}
+    return dict(name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
+                methods={k: asdict(m) for k,m in dashboard_methods.items()}, presets=list(dashboard_presets), shipped=shipped)
 
 # %% ../../nbs/page/02_sessions.ipynb #ef6f1d84
 class Turns:
@@ -320,15 +327,16 @@ class Session:
         self.settings,self.data,self.changed,self.lock = settings,data,changed,threading.RLock()
         self.lanes,self.turns,self.error,self.ready,self.stopped = [],None,None,False,False
         self.what,self.want,self.single = 'Loading PyTorch and fastai',None,False
+        self.progress = 0,6+('RHO-LOSS' in (settings['method'],settings['other']))-2*(settings['other']=='none') # steps of loading done, of how many
         self.thread = threading.Thread(target=self._prepare, daemon=True, name='blf_explore prepare')
         self.thread.start()
 
     def _prepare(self):
         with _building:
             try:
-                for step in self._steps():
+                for i,step in enumerate(self._steps()):
                     if self.stopped: return
-                    self.what = step
+                    self.what,self.progress = step,(min(i, self.progress[1]),self.progress[1])
                     self.changed()
             except BaseException as e: self.error = e
             finally:
