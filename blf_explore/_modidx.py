@@ -1490,8 +1490,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'blf_explore.page.serve.host_name': ('page/serve.html#host_name', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.listen': ('page/serve.html#listen', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.own_limit': ('page/serve.html#own_limit', 'blf_explore/page/serve.py'),
-                                        'blf_explore.page.serve.page_choices': ( 'page/serve.html#page_choices',
-                                                                                 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.reachable': ('page/serve.html#reachable', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.read_message': ( 'page/serve.html#read_message',
                                                                                  'blf_explore/page/serve.py'),

@@ -15,13 +15,13 @@ neither PyTorch nor plotly."""
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'own_mb', 'bins', 'Poll', 'reading', 'host_name', 'good_host',
            'good_origin', 'same_secret', 'read_message', 'check_allowed', 'Page', 'Run', 'Board', 'Hub', 'train',
-           'Trainer', 'Files', 'page_choices', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
-           'Progress', 'listen', 'serve']
+           'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory', 'Progress', 'listen',
+           'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
 import asyncio, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import dashboard_data, dashboard_methods, dashboard_networks, dashboard_presets, shipped
+from .sessions import dashboard_data, page_choices, shipped
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -358,7 +358,7 @@ class Hub:
         if run.id=='class' and view=='*':
             parts = json.loads(text).get('parts') or {}
             if parts: self.board.put(parts)
-            if 'state' in parts: self._values = json.loads(parts['state']).get('values') or {}
+            if 'state' in parts: self._values = (json.loads(parts['state']) or {}).get('values') or {}
 
     def lost(self, say):
         "The trainer has ended, and all runs with it."
@@ -553,12 +553,6 @@ class Files:
                 raw = self.path(name).read_bytes()
                 self._have[name] = raw,gzip.compress(raw, 6),self.kinds[name],self.mark(name)
             return self._have[name]
-
-def page_choices()->dict:
-    "What the page's fields offer."
-    labels = {k: m.label for k,m in dashboard_methods.items()}
-    return dict(name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
-                methods={k: asdict(m) for k,m in dashboard_methods.items()}, presets=list(dashboard_presets), shipped=shipped)
 
 class _Guarded(RequestHandler):
     "Every answer: only to who means this server, and nothing that another site could make use of."
