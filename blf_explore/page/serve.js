@@ -2,8 +2,8 @@
 const QUIET = 5000  // ms without a word after which the connection counts as cut; the server says something every 2 s
 const YOUNG = 4000  // ms that a click may wait for the connection to come back
 
-export const differing = (settings, base) =>  // what an address has to say: only what the server would not do by itself
-  new URLSearchParams(Object.entries(settings || {}).filter(([k, v]) => v !== null && v !== undefined && String(v) !== String(base[k])))
+export const whole = settings =>  // a set-up as an address's query, nothing left to anybody's defaults
+  '?' + new URLSearchParams(Object.entries(settings || {}).filter(([, v]) => v !== null && v !== undefined))
 
 export const pause = n => Math.min(5000, 250 * 2 ** n)  // ms before the n-th new try
 
@@ -20,7 +20,7 @@ async function unpack(data) {  // watchers get their charts packed
 
 export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebSocket, here = location} = {}) {
   const kept = memory('blf-' + info.role + here.pathname), listeners = new Set(), waiting = []
-  let ws = null, hello = null, greeted = false, tries = 0, heard = 0, timer = null, order = Promise.resolve(), run = kept.get(), ended = false
+  let ws = null, hello = null, greeted = false, lost = null, tries = 0, heard = 0, timer = null, order = Promise.resolve(), run = kept.get(), ended = false
   if (run.query !== here.search) run = {who: run.who, query: here.search}  // another address in the same tab: another run
   if (!run.who) run.who = Math.random().toString(36).slice(2)
   kept.set(run)
@@ -38,12 +38,13 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
     if (!hello || ws?.readyState !== 1) return
     put({...hello, ...(run.run ? {run: run.run} : {}), who: run.who, gz: typeof DecompressionStream === 'function'})
     greeted = true
+    lost = null
     const now = performance.now()
     for (const [t, msg] of waiting.splice(0)) if (now - t < YOUNG) put(msg)
   }
   const own = {
     run(m) { remember({run: m.run}); onOwn(m) },
-    lost(m) { greeted = false; onOwn({...m, trained: !!run.trained}) },
+    lost(m) { greeted = false; lost = {...m, trained: !!run.trained}; onOwn(lost) },
   }
   const take = msg => {
     if (own[msg.type]) return own[msg.type](msg)
@@ -52,6 +53,7 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
       const s = JSON.parse(msg.parts.state)
       if (s) { remember({trained: s.n_batch > 0, settings: s.settings}); onOwn({type: 'state', state: s}) }
     }
+    if (lost && info.role !== 'watch' && msg.type === 'beat') return  // the server is alive, but nothing of this page's run
     for (const f of [...listeners]) f(msg, [])
   }
   const open = () => {
@@ -83,28 +85,28 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
   open()
 
   return {
-    get: k => ({choices: info.choices, role: info.role, fill: true, height: 700, address: info.address, share: settings => share(settings)})[k],
+    get: k => ({choices: info.choices, role: info.role, fill: true, height: 700})[k],
     on: (name, f) => listeners.add(f), off: (name, f) => listeners.delete(f),
     send(msg) {
       if (msg.type === 'hello') { hello = msg; return greet() }
       if (greeted && ws?.readyState === 1) return put(msg)
+      if (lost && !['ack', 'bye'].includes(msg.type)) return onOwn(lost)
       if (msg.type !== 'ack' && msg.type !== 'bye') waiting.push([performance.now(), msg])
     },
-    anew() {  // the same set-up in a new run
+    renew(query = run.settings ? whole(run.settings) : hello?.query) {  // the same set-up in a new run
       remember({run: null, trained: false})
-      if (hello && run.settings) hello = {...hello, query: '?' + differing(run.settings, info.settings)}
+      if (hello) hello = {...hello, query}
       greet()
     },
     again: greet,
+    share(query) {  // an address for others: by which they reach the server, with what differs from the defaults
+      const u = new URL(info.address || here.href.split(/[?#]/)[0])
+      if (info.token) u.searchParams.set('token', info.token)
+      if (info.role !== 'watch') for (const [k, v] of new URLSearchParams(query)) u.searchParams.set(k, v)
+      return u.href
+    },
     tell: msg => { if (ws?.readyState === 1) put({view: hello?.view || 'page', ...msg}) },
     close() { ended = true; clearInterval(look); clearTimeout(timer); ws?.close() },
-  }
-
-  function share(settings) {  // an address for others: by which they reach the server, and what differs from what it does by itself
-    const u = new URL(info.address || here.href.split('?')[0])
-    if (info.token && !info.address) u.searchParams.set('token', info.token)
-    for (const [k, v] of differing(settings, info.settings)) u.searchParams.set(k, v)
-    return u.href
   }
 }
 
@@ -136,14 +138,14 @@ async function main() {
     history.replaceState(null, '', location.pathname + (asked.size || [...asked].length ? '?' + asked : '') + location.hash)
   }
   window.blfPlotly ??= script(info.files['plotly.js']).then(() => window.Plotly)
-  const notice = notices(document.getElementById('notice'))
+  const notice = notices(document.getElementById('notice')), low = notices(document.getElementById('low'))
   let room = null, cut = null
   const onOwn = m => ({
     run() { for (const k of ['lost', 'full', 'patience']) notice.hide(k) },
     state() { notice.hide('patience'); room?.state?.(m.state) },
     lost() {
       if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
-      const anew = () => { notice.hide('lost'); model.anew() }
+      const anew = () => { notice.hide('lost'); model.renew() }
       if (!m.trained) return anew()
       notice.show('lost', m.say, ['Open the same set-up', anew])
     },
@@ -159,8 +161,8 @@ async function main() {
   })[m.type]?.()
   const onCut = gone => {
     clearTimeout(cut)
-    if (!gone) { cut = null; return notice.hide('cut') }
-    cut = setTimeout(() => notice.show('cut', 'The server does not answer. This page comes back by itself when it does.'), 1500)
+    if (!gone) return low.hide('cut')
+    cut = setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), 1500)
   }
   const model = connect(info, {onOwn, onCut})
   if (info.is_class && info.role !== 'own') {

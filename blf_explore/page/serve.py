@@ -31,7 +31,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import dashboard_data, page_choices, shipped
+from .sessions import check_settings, dashboard_data, dashboard_defaults, page_choices, shipped
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -307,9 +307,9 @@ class Hub:
         if run is None:
             if msg.get('run') and page.role=='own': return page.send(_text(type='lost', say='The run that this page showed is gone: the server was started anew, '
                                                                           'or nobody was there for some minutes.'))
-            run = self._open(page)
-            if run is None: return
             msg['query'] = self._allowed(page, query)
+            run = self._open(page, any(k in dashboard_defaults for k,_ in parse_qsl(query.lstrip('?'))))
+            if run is None: return
         page.run,run.empty_since = run,None
         run.pages.add(page)
         page.views.add(msg['view'])
@@ -319,8 +319,8 @@ class Hub:
         for o in gone: self.trainer.tell('take', run.id, msg=dict(type='bye', view=o)) # the old ones go once the new one is there
         self._room_changed = True
 
-    def _open(self, page):
-        "A run for a page; None: there is no room for it, and the page was told."
+    def _open(self, page, prepared):
+        "A run for a page; None: there is no room for it, and the page was told. `prepared`: its address says all that differs from the defaults."
         own = {k: o for k,o in self.runs.items() if k!='class'}
         if page.role=='own' and len(own)>=self.limit:
             left = [o for o in own.values() if o.empty_since is not None and self.clock()-o.empty_since>self.short]
@@ -328,7 +328,7 @@ class Hub:
             self._end(min(left, key=lambda o: o.empty_since))
         run = Run('class' if page.role=='teacher' else secrets.token_urlsafe(12))
         self.runs[run.id] = run
-        self.trainer.tell('open', run.id, settings=self.settings)
+        self.trainer.tell('open', run.id, settings=check_settings() if prepared else self.settings)
         return run
 
     def _full(self):
@@ -682,9 +682,12 @@ class House:
     def html(self, role):
         "The page for a role, with all that it has to know."
         files = {k: f'{k}?v={self.files.mark(k)}' for k in self.files.kinds}
-        info = dict(role=role, token=self.tokens.get(role, ''), files=files, choices=page_choices(), settings=self.hub.settings, is_class=self.hub.is_class,
-                    address=self.address(next(p for p,r in self.roles.items() if r==role)) if self.numbers else '',
-                    watch=self.hub.watch, students=self.share('watch') if role=='teacher' else '')
+        choices = page_choices()
+        # an address without settings opens what the command line says; where that differs from the defaults, one with settings names the data at least
+        choices['defaults'] = dashboard_defaults | ({} if self.hub.settings==check_settings() else dict(name=None))
+        info = dict(role=role, token=self.tokens.get(role, ''), files=files, choices=choices, is_class=self.hub.is_class,
+                    address=self.address(next(p for p,r in self.roles.items() if r==role)).split('?')[0] if self.numbers else '',
+                    students=self.share('watch') if role=='teacher' else '')
         text = (Path(__file__).parent/'page.html').read_text('utf-8')
         for k in ('live.css','serve.js'): text = text.replace(f'"{k}"', f'"{files[k]}"')
         return text.replace('{{info}}', json.dumps(info).replace('<', '\\u003c'))
