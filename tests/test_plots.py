@@ -169,7 +169,7 @@ def test_headlines_of_one_epoch():
     a,b = run((4, 4, 4), kept=4),run((4, 4), kept=2, method='HNM')
     said = headlines({'BLF': a, 'HNM': b})
     assert said['samples'][-1]==['epoch 2: 50% · 25%', ''] and said['accuracy'][-1]==['after epoch 2', '']
-    assert 'in epoch 2' in said['time'][-1][0]
+    assert '2 epochs' in said['time'][-1][0]
     assert ''.join(t for t,_ in said['samples'][:-1])=='BLF 4 · HNM 2 of 8'
     b.rows['batches'][-1]['n_seen'] = 5 # its last batch was a smaller one
     assert [t for t,_ in headlines({'BLF': a, 'HNM': b})['samples']][1:5:3]==['4 of 8', '2 of 5']
