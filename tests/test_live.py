@@ -9,7 +9,6 @@ from waits import wait_until
 from blf_explore.engine.record import colors
 from blf_explore.engine.knobs import methods
 from blf_explore.page.plots import accuracy_spec, agreement_spec, samples_spec, time_spec
-from blf_explore.page.sessions import check_settings, dashboard_defaults, from_query, page_choices
 
 SIZES = [(1280,720), (1920,1080), (1024,768), (390,844)]
 ANSWER = ('BLF took 24% less time than plain (91 s, 120 s), trained on 34% of the samples, and ended at 87.9% beside 88.7%: one seed, so run more. '
@@ -70,18 +69,9 @@ def test_the_cut_is_that_of_the_rule(js):
     real = recorded()['pays']['batch']
     assert js([['cutOf', ['BLF', real['losses'], dict(loss_perc=.6, sample_perc=0)]]])==[sum(real['kept'])] # what the training did
 
-def test_a_link_opens_the_set_up_that_it_was_made_of(js):
-    choices = page_choices()
-    choices = dict(methods=choices['methods'], defaults=dashboard_defaults)
-    setups = [{}, dict(loss_perc=.5), dict(method='SB', beta=2., other='BLF', other_loss_perc=.5, epochs=3, label_noise=.4), dict(other='none', network='mlp', lr=.003)]
-    for o,query in zip(setups, js([['queryOf', [check_settings(**o), choices]] for o in setups])):
-        asked = from_query('?'+query)
-        assert check_settings(**asked)==check_settings(**o) and asked==o # and nothing that is so anyway
-    assert js([['queryOf', [check_settings(), choices, dict(hide='images,batch', size=None)]]])==['hide=images%2Cbatch']
-
-def test_a_field_shows_percent_where_it_means_percent(js):
-    cases = [('label_noise',.1,'10%'), ('label_noise',.07,'7%'), ('redundancy',0,'0%'), ('redundancy',.125,'12.5%'), ('lr',.01,'0.01'), ('bs',128,'128'), ('path',None,'')]
-    assert js([['fieldText', [k, v]] for k,v,_ in cases])==[o for _,_,o in cases]
+def test_a_link_keeps_the_looks(js):
+    assert js([['withLooks', ['seed=7', dict(hide='images,batch', size='projector')]], ['withLooks', ['', dict(hide='', size=None)]], ['withLooks', ['', dict(size='projector')]]])==[
+        'seed=7&hide=images%2Cbatch&size=projector', '', 'size=projector']
 
 def test_silence_is_noticed_but_not_by_a_page_that_slept(js):
     #        now, heard, looked, loading
@@ -396,6 +386,7 @@ def test_at_the_end_the_answer_and_what_to_do(page):
     show(page, parts('pays', answer=ANSWER, runs=runs))
     answer = page.locator('.answer')
     assert answer.inner_text()==ANSWER and answer.is_visible() and page.locator('.news p').get_attribute('role')=='status'
+    assert page.locator('.evidence').inner_text()=='The package has no evidence on this set-up: it was not measured.'
     assert page.evaluate("(o => o.scrollHeight<=o.clientHeight+1)(document.querySelector('.news p'))") # all of it
     page.get_by_role('button', name='One more seed').click()
     page.get_by_role('button', name='Take the run with BLF and plain, seed 42, loss_perc 0.5 off the chart').click()
