@@ -3,12 +3,14 @@ stand-in for the model says them and notes what the page sends."""
 import copy, json
 from contextlib import contextmanager
 from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from blf_explore.engine.record import Record
-from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, headlines, plain_step, run_names, samples_spec,
-                                    time_spec)
-from blf_explore.page.sessions import check_settings, page_choices
+from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, evidence, headlines, plain_step, run_names, samples_spec,
+                                    time_spec, verdict)
+from blf_explore.page.sessions import check_settings, live_settings, page_choices, show_field, to_query
 from blf_explore.page.widgets import plotly_js
 
 WAYS = 'epoch','seconds','samples'
@@ -40,12 +42,13 @@ def state(which, recs, **more):
     settings,n_iter = check_settings(**run['settings']),recs[0].info['n_iter']
     status = more.get('status') or ('ready' if not n else 'done' if n==n_iter*recs[0].info['n_epoch'] else 'running')
     named = dict(zip(run_names(*recs), recs))
-    every = {by: headlines(named, by) for by in WAYS}
-    values = every['epoch'] | dict(accuracy={by: o.get('accuracy') for by,o in every.items()}) if n else {}
+    values = headlines(named, None) if n else {}
+    answer = dict(answer=verdict(named, []), evidence=evidence(settings, [])) if status=='done' else dict(answer='', evidence='')
     return dict(status=status, what='Getting ready to train', progress=[6,6], error='', error_id=0, away='', settings=settings, now=settings, auto=run['auto'],
                 preset=None, pending=[], queued=False, epoch=max(0, n-1)//n_iter+1, n_epoch=recs[0].info['n_epoch'], batch=(n-1)%n_iter+1 if n else 0,
                 n_iter=n_iter, n_batch=n, left='1:05' if status=='running' else '–', device='CPU, 1 thread' if n else '', so_far=so_far(recs), values=values,
-                says=run['says'], answer='', notes={}, diverged={}) | more
+                says=run['says'], notes={}, diverged={}, query=to_query(settings), **answer,
+                fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'}) | more
 
 def parts(which='pays', n_batch=None, runs=(), **more):
     "{part: JSON text}: everything that the page shows of a run, or of its first `n_batch` batches; `more` goes into the state."
@@ -64,41 +67,57 @@ def loading(which='pays', **more):
     return {k: 'null' for k in res if k!='runs'} | dict(state=json.dumps(json.loads(res['state']) | LOADING | dict(n_iter=0, epoch=0, says={}) | more), runs='[]')
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>dashboard</title>
-<link rel="stylesheet" href="/live.css"><script src="/plotly.js"></script><body><div id="host"></div><script type="module">
-import live, * as parts from '/live.js'
-const heard = new Set(), conf = CONF
-window.live = parts
-window.model = {sent: [], beats: true, get: k => conf[k], send: o => window.model.sent.push(o), on: (_, f) => heard.add(f), off: (_, f) => heard.delete(f),
-  say: o => { for (const f of [...heard]) f(o, []) }, show: parts => window.model.say({type: 'update', parts})}
-setInterval(() => window.model.beats && window.model.say({type: 'beat'}), 1000)
-window.end = live.render({model: window.model, el: document.getElementById('host')})
-window.there = true
+<link rel="icon" href="data:,"><link rel="stylesheet" href="live.css"><script src="plotly.js"></script><body><div id="host"></div><script type="module">
+import * as live from './live.js'
+const host = document.getElementById('host')
+window.live = live
+window.start = (conf, query) => {
+  window.end?.()
+  const heard = new Set()
+  host.replaceChildren()
+  history.replaceState(null, '', '/' + query)
+  window.model = {sent: [], beats: true, get: k => conf[k], send: o => window.model.sent.push(o), on: (_, f) => heard.add(f), off: (_, f) => heard.delete(f),
+    say: o => { for (const f of [...heard]) f(o, []) }}
+  window.end = live.default.render({model: window.model, el: host})
+}
+setInterval(() => window.model?.beats && window.model.say({type: 'beat'}), 1000)
 </script></body></html>"""
 
+class Files(BaseHTTPRequestHandler):
+    "The page and what it is made of."
+    def do_GET(self):
+        name = self.path.split('?')[0].strip('/')
+        if name in ('live.js','live.css'): body = files('blf_explore.page').joinpath(name).read_bytes()
+        else: body = {'': PAGE.encode(), 'plotly.js': plotly_js()}[name]
+        kind = {'js': 'text/javascript', 'css': 'text/css'}.get(name.rpartition('.')[2], 'text/html')
+        self.send_response(200)
+        for k,v in (('Content-Type', f'{kind}; charset=utf-8'), ('Content-Length', str(len(body))), ('Cache-Control', 'max-age=999')): self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+
 @contextmanager
-def stand_in(page, query='', fill=True, role='own', **conf):
-    "The page with nothing shown yet; `page.errors` are those of its script."
+def stand_in(page):
+    "The page, on which `start` opens a dashboard; `page.errors` are those of its script."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Files)
+    Thread(target=server.serve_forever, daemon=True).start()
     page.errors = []
-    note = lambda e: page.errors.append(str(e))
-    page.on('pageerror', note)
-    html = PAGE.replace('CONF', json.dumps(dict(fill=fill, role=role, height=700, choices=page_choices()) | conf))
-    serve = {'/': ('text/html', html), **{f'/{o}': (f'text/{kind}', files('blf_explore.page').joinpath(o).read_text('utf-8'))
-             for o,kind in (('live.js','javascript'), ('live.css','css'))}, '/plotly.js': ('text/javascript', plotly_js())}
-    def answer(route):
-        kind,body = serve.get('/'+route.request.url.split('?')[0].split('/', 3)[3], (None, ''))
-        route.fulfill(status=200 if kind else 404, content_type=f'{kind}; charset=utf-8', body=body)
-    page.route('http://dashboard.test/**', answer)
+    page.on('pageerror', lambda e: page.errors.append(str(e)))
     try:
-        page.goto(f'http://dashboard.test/{query}')
-        page.wait_for_function('window.there')
+        page.goto(f'http://127.0.0.1:{server.server_port}/')
+        page.wait_for_function('window.start && window.Plotly')
         yield page
     finally:
-        page.unroute_all(behavior='ignoreErrors')
-        page.remove_listener('pageerror', note)
+        server.shutdown()
+        server.server_close()
+
+def start(page, query='', fill=True, role='own', **conf):
+    "A dashboard with nothing shown yet, in place of the one before."
+    page.evaluate('([conf, query]) => window.start(conf, query)', [dict(fill=fill, role=role, height=700, choices=page_choices()) | conf, query])
 
 def show(page, parts):
     "Say `parts`, and wait until they are drawn: the page answers then."
-    page.evaluate('parts => { window.model.sent = []; window.model.show(parts) }', parts)
+    page.evaluate("parts => { window.model.sent = []; window.model.say({type: 'update', parts}) }", parts)
     page.wait_for_function("window.model.sent.some(o => o.type === 'ack')")
 
 def sent(page, kind):

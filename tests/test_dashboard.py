@@ -135,6 +135,7 @@ def test_an_address_keeps_what_is_good_and_names_all_that_is_not(page):
     page.say('hello', query='?method=SB&beta=9&epochs=-1&lr=0.02&prune=.3&nonsense=1')
     page.shows(lambda s: s['error'] and s['now']['method']=='SB', 'what was accepted')
     assert page.state['now']['lr']==.02 and page.state['now']['epochs']==2
+    assert page.state['query']=='lr=0.02&method=SB' # what differs from how the page began: a link to hand out
     assert all(o in page.state['error'] for o in ('beta=9','epochs=-1','prune=0.3'))
 
 def test_every_mistake_speaks_also_the_same_one_again(page):

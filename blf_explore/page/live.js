@@ -11,7 +11,6 @@ const SETUP = [
 ]
 const SIDES = {method: ['A', ''], other: ['B', 'other_']}  // the two methods: letter, and what their settings' names begin with
 const PACES = {0: 'full speed', 20: '20 batches/s', 5: '5 batches/s', 1: '1 batch/s'}
-const PERCENT = ['label_noise', 'redundancy']
 const QUIET = 5000, QUIET_LOADING = 20000  // milliseconds without a word after which the page says so; beats come every 2 s
 const WORDS = {
   'epoch': 'Once through the training set.',
@@ -48,23 +47,10 @@ export function cutOf(method, losses, settings) {
   return Math.min(n, Math.max(1, hold, count(settings.sample_perc)))
 }
 
-// A setting as its field shows it
-export function fieldText(name, value) {
-  if (value === null || value === undefined) return ''
-  return PERCENT.includes(name) ? `${Number((100 * value).toPrecision(12))}%` : String(value)
-}
-
-// The address's query that opens the same set-up: what differs from the defaults, where those are known
-export function queryOf(settings, choices, more = {}) {
-  const usual = k => {
-    for (const [side, [, pre]] of Object.entries(SIDES)) {
-      const knob = k.startsWith(pre) && choices.methods?.[settings[side]]?.knobs.find(o => pre + o.name === k)
-      if (knob) return knob.default
-    }
-    return choices.defaults?.[k]
-  }
-  const differs = Object.entries(settings).filter(([k, v]) => v !== null && v !== undefined && v !== usual(k))
-  return new URLSearchParams([...differs, ...Object.entries(more).filter(([, v]) => v)]).toString()
+// An address's query that opens a set-up, and the page as it looks
+export function withLooks(query, looks) {
+  const more = new URLSearchParams(Object.entries(looks).filter(([, v]) => v)).toString()
+  return [query, more].filter(Boolean).join('&')
 }
 
 // What to say and do about silence: 'fine', 'lost', or 'asleep' where this page itself did not run for a while
@@ -218,7 +204,7 @@ function tools(page) {
   set.explain(explain)
   set.big(big)
   const link = el('button', {class: 'link', onclick: async () => {
-    const address = `${page.model.get('address') || location.origin + location.pathname}?${page.setup()}`
+    const query = page.setup(), address = page.model.share ? page.model.share(query) : `${location.origin + location.pathname}?${query}`
     try { await navigator.clipboard.writeText(address); text(link, 'Copied') } catch { prompt('The address', address) }
     setTimeout(() => text(link, 'Copy link'), 1500)
   }}, 'Copy link')
@@ -245,13 +231,13 @@ function words(page) {
 
 // How things stand, what came out, and what is to be done about it; at its right what each run has used
 function news(page) {
-  const state = el('b', {class: 'status'}, 'loading'), says = el('span', {class: 'answer'})
+  const state = el('b', {class: 'status'}, 'loading'), says = el('span', {class: 'answer'}), more = el('span', {class: 'evidence'})
   const act = {
     more: el('button', {class: 'more-seeds', title: 'Train the same set-up once more, with the next seed', hidden: true, onclick: () => page.send('more')}, 'One more seed'),
     go_on: el('button', {class: 'go-on', hidden: true, onclick: () => page.send('go_on')}, 'Go on'),
     anew: el('button', {class: 'anew', hidden: true, onclick: () => page.anew()}, 'Open it anew'),
   }
-  const line = el('p', {role: 'status'}, state, ' ', says), far = el('table', {class: 'so-far', 'aria-label': 'so far'})
+  const line = el('p', {role: 'status'}, state, ' ', says, ' ', more), far = el('table', {class: 'so-far', 'aria-label': 'so far'})
   const node = el('div', {class: 'news'}, el('div', {class: 'line'}, line, ...(page.watches ? [act.anew] : Object.values(act))), far)
   let last = null
   const table = rows => far.replaceChildren(...(rows || []).slice(1).map(row => el('tr', {}, el('th', {scope: 'row'}, row[0]),
@@ -262,6 +248,7 @@ function news(page) {
     node.dataset.kind = page.lost ? 'lost' : s.away ? 'away' : s.status
     text(state, page.lost ? 'No answer' : s.status === 'done' ? 'Done' : s.status)
     text(says, page.lost ? page.lost : s.away || newsOf(s))
+    text(more, page.lost || s.status !== 'done' ? '' : s.evidence || '')
     act.more.hidden = page.lost || s.status !== 'done'
     act.go_on.hidden = page.lost || !s.away
     act.anew.hidden = !page.lost || !page.model.get('fill')
@@ -302,7 +289,7 @@ function setup(page) {
   }
   return {node, fields, show(s, news) {
     for (const [k, f] of Object.entries(fields)) {
-      if ((document.activeElement !== f || news) && !(wantsFolder && k === 'name')) f.value = s.fields?.[k] ?? fieldText(k, s.settings[k])
+      if ((document.activeElement !== f || news) && !(wantsFolder && k === 'name')) f.value = s.fields[k]
       const note = s.notes?.[k] || ''
       text(notes[k], note)
       notes[k].hidden = !note
@@ -586,7 +573,7 @@ function loadPlotly({model, view}) {
 function protocol(page, take, lost) {
   const {model, send} = page
   let heard = performance.now(), looked = heard, gone = false, asked = 0
-  const hello = () => { asked = performance.now(); send('hello', {query: page.state ? page.setup() : page.search}) }
+  const hello = () => { asked = performance.now(); send('hello', {query: page.state ? '?' + page.state.query : page.search}) }
   const back = () => { gone = false; lost(false) }
   const onMsg = async msg => {
     if (!['update', 'beat', 'file'].includes(msg.type)) return
@@ -642,8 +629,8 @@ function render({model, el: host}) {
   const root = el('div', {class: 'blf' + (fill ? ' fill' : '')})
   const page = {model, view, root, search, query, hidden, choices: model.get('choices'), watches: model.get('role') === 'watch', state: null, lost: '',
     send: (type, more = {}) => model.send({type, view, ...more}),
-    setup: () => queryOf(page.state.settings, page.choices, {hide: [...hidden].join(','), size: root.dataset.size}),
-    anew: () => { const q = page.state ? page.setup() : search.slice(1); model.renew ? model.renew(q) : location.assign(`${location.pathname}?${q}`) },
+    setup: () => withLooks(page.state.query, {hide: [...hidden].join(','), size: root.dataset.size}),
+    anew: () => model.renew ? model.renew() : location.reload(),
     picture: async () => { try { download('blf-explore.png', await asPicture(page, parts.charts.titled())) } catch (e) { parts.errors.say(`The picture could not be made: ${e}`) } },
     slid: (k, v) => { parts.charts.flash(); parts.idea.slid(k, v) }}
   const marked = {at: null, tell: []}

@@ -434,8 +434,8 @@ def accuracy_spec(
     notes = [note | dict(text='↑ '+o)] if (o := _beyond(data, high)) else []
     def x(**kw): return _axis(_by[by][0], range=[0, end], **kw)
     return dict(data=data, layout=_layout(
-        x(domain=[0, .44]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
-        xaxis2=x(domain=[.58, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
+        x(domain=[0, .42]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
+        xaxis2=x(domain=[.6, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
 
 # %% ../../nbs/page/01_plots.ipynb #6941f188
 _t95 = 12.71,4.3,3.18,2.78,2.57,2.45,2.36,2.31,2.26,2.23,2.2,2.18,2.16,2.14,2.13 # Student's t, 97.5%, for 1, 2, … degrees of freedom

@@ -26,7 +26,7 @@ import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
-                       knob_names, knobs, live_settings, page_choices, read_field, show_field, sides)
+                       knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
 # %% ../../nbs/page/03_widgets.ipynb #931ac2a2
 def png_uri(
@@ -188,7 +188,7 @@ class Dashboard:
         **settings # See `dashboard_defaults`
     ):
         self.settings = check_settings(allow, **settings)
-        self._post,self._allow,self._data = send,allow,{}
+        self._post,self._allow,self._data,self._base = send,allow,{},dict(self.settings)
         self._lock,self._wake,self._outbox,self._closed = threading.RLock(),threading.Event(),Outbox(),False
         self._pending,self._speed,self.past = {},[],[] # settings for the next reset; (time, batches); runs before this one
         self._message,self._error_id,self._blamed,self._away,self._left = '',0,None,'',None
@@ -457,7 +457,7 @@ class Dashboard:
                     queued=s.want is not None and not s.ready, epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
                     n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
                     values=headlines(self.records, None) if n else {}, notes=s.notes, diverged=s.diverged, fields=self._fields(),
-                    **self._answer(status),
+                    query=to_query(self.settings | self._pending, self._base), **self._answer(status),
                     says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
 
     def _fields(self):
