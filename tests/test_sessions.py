@@ -167,7 +167,7 @@ def test_fields_take_what_people_type(name, text, value):
     ('label_noise', '-5%', "label_noise='-5%' is not accepted: give a number from 0% to 100%"),
     ('lr', 'fast', "lr='fast' is not a number: give one such as 0.01"), ('lr', '', "lr='' is not a number: give one such as 0.01"),
     ('lr', 'nan', "lr='nan' is not a number"), ('lr', 'inf', "lr='inf' is not a number"), ('bs', '1,024', "bs='1,024' can be read in two ways: give it without separators of thousands, such as 1024"),
-    ('lr', '1.000,5', "lr='1.000,5' can be read in two ways"), ('bs', '12,5', "bs='12,5' is not accepted: give a whole number from 1 to 65536"),
+    ('lr', '1.000,5', "lr='1.000,5' can be read in two ways: give it without separators of thousands, such as 1000.5"), ('bs', '12,5', "bs='12,5' is not accepted: give a whole number from 1 to 65536"),
     ('epochs', '0', "epochs='0' is not accepted: give a whole number from 1 to 1000"), ('size', '3', "size='3' is not a setting: choose from name, network,")])
 def test_a_field_says_what_to_write_instead(name, text, says):
     with pytest.raises(ValueError) as e: read_field(name, text)

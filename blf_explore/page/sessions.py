@@ -142,9 +142,11 @@ field_units = dict(label_noise='%', redundancy='%', pace='batches/s') # of those
 def _plain_number(name, text):
     "A number with a point or a comma before its decimals."
     t = text.replace(' ', '').replace('\u00a0', '')
-    if ',' in t and '.' in t or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
-        whole = re.sub(r'[.,]\d{1,2}$', '', t) if ',' in t and '.' in t else t
-        raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {re.sub('[.,]', '', whole)}")
+    both = ',' in t and '.' in t
+    if both or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
+        whole,_,rest = re.sub('[.,](?=[^.,]*$)', ' ', t).partition(' ') if both else (t, '', '')
+        such = re.sub('[.,]', '', whole)+('.'+rest if both else '')
+        raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {such}")
     try: v = float(t.replace(',', '.'))
     except ValueError: v = math.nan
     if math.isfinite(v): return v
