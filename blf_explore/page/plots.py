@@ -305,7 +305,7 @@ def time_spec(
     data = [b for i,o in enumerate(_runs(rec, other))
             for b in _stack(o, .28+.44*i, unit, k, race, dict(showlegend=False) if race and i else {})]
     t_plain = plain_step(rec, other) # sampled in both runs, so that both are measured alike
-    plain = [t_plain*n for n in s['n_batch']]
+    plain = [t_plain*n*done/n_iter for n,done,n_iter in zip(s['n_full'], s['n_batch'], s['n_iter'])]
     if methods==[rec.method] and rec.method!='plain':
         fill = dict(color=colors['plain'], opacity=.75)
         data.append(_bar('plain', s['epoch'], .72, plain, [0.]*len(plain), fill, unit, k))
