@@ -1,5 +1,5 @@
 "The dashboard's server: who is let in, whose run is whose, a class that watches, and what breaks on purpose."
-import asyncio, gzip, json, os, random, re, signal, subprocess, sys, time
+import asyncio, gzip, json, os, random, re, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -7,10 +7,10 @@ import psutil, pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.testing import AsyncHTTPTestCase, gen_test
 from tornado.websocket import websocket_connect
-from blf_explore.page.serve import (Board, Files, House, Hub, Page, Poll, application, bins, check_allowed, good_host, good_origin, own_limit, read_message,
-                                    reading)
+from blf_explore.page.serve import (Board, Files, House, Hub, Page, Poll, application, bins, check_allowed, day_secret, good_host, good_origin, own_limit, read_message,
+                                    reading, token_of)
 from blf_explore.page.sessions import check_settings
-from browser import chromium, until
+from browser import appears, launch, open_page, until as true_on
 from waits import ended, gone, wait_until
 
 # ---- the question
@@ -25,8 +25,11 @@ def test_bins_hold_every_answer_once(seed):
     assert all(a[1]==b[0] for a,b in zip(edges, edges[1:])), 'no gaps'
     for (lo,hi),(_,n) in zip(edges, res): assert n==sum(lo<=v<hi for v in values)
     assert res[0][1] and res[-1][1], 'no empty ends'
-    width = round(edges[0][1]-edges[0][0], 6)
-    assert float(f'{width:e}'.split('e')[0]) in (1., 2., 5.), width
+    width = edges[0][1]-edges[0][0]
+    assert float(f'{width:e}'.split('e')[0]) in (1., 2., 5.) and width>=1, width
+    narrower = [w for w in (1, 2, 5, 10, 20, 50) if w<width] # would need more than eight
+    assert not narrower or int(max(values)//narrower[-1]-min(values)//narrower[-1])+1>8
+    assert bins(values, also=[150.])[-1][1]==0 and sum(n for _,n in bins(values, also=[150.]))==len(values)
 
 def test_bins_of_nothing_and_of_one(): assert bins([])==[] and [n for _,n in bins([37.])]==[1]
 
@@ -125,6 +128,15 @@ def test_folders_and_downloads_are_the_command_lines():
         with pytest.raises(ValueError, match='this server'): check_allowed(bad, named)
     check_allowed(dict(name='cifar10'), named, download=True)
     check_allowed(dict(name='cifar10'), named | dict(name='cifar10'))
+
+def test_a_secret_holds_for_half_a_day(tmp_path):
+    a = day_secret(tmp_path)
+    assert day_secret(tmp_path)==a and len(a)>=32 and (tmp_path/'blf_explore'/'day').stat().st_mode & 0o077==0
+    assert len({token_of(a, o) for o in ('teacher','watch','own')})==3 and token_of(a, 'watch')==token_of(a, 'watch')!=token_of(a+'x', 'watch')
+    os.utime(tmp_path/'blf_explore'/'day', (1, time.time()-13*3600))
+    assert day_secret(tmp_path)!=a
+    (tmp_path/'file').write_text('')
+    assert day_secret(tmp_path/'file')!=day_secret(tmp_path/'file'), 'nowhere to keep it: new each time'
 
 def test_own_dashboards_grow_with_memory_and_cores():
     assert own_limit(100, 1)==1 and own_limit(1e6, 2)==20 and own_limit(1e6, 4)==40
@@ -414,7 +426,7 @@ class TestClass(Served):
     options,house_options = dict(is_class=True, limit=1),dict(host='0.0.0.0', allowed=('hub.example',))
     def test_each_page_needs_its_own_token(self):
         t,w = (parse_qs(urlsplit(self.house.address(p)).query)['token'][0] for p in ('','watch'))
-        assert t!=w and len(t)>=16 and len(w)>=12
+        assert t!=w and len(t)>=16 and len(w)>=10
         for path,ok in {'/': False, '/watch': False, f'/?token={w}': False, f'/watch?token={w}': True, f'/own?token={w}': True, f'/?token={t}': True, '/?token=': False,
                         '/?token=%FF%00': False, f'/watch?token={w}x': False}.items():
             res = self.get(path)
@@ -445,7 +457,8 @@ class TestClass(Served):
 # ---- the server as it runs, with dashboards that train nothing
 
 here = Path(__file__).parent
-env = os.environ | {'PYTHONPATH': os.pathsep.join([str(here), str(here.parent), os.environ.get('PYTHONPATH', '')])}
+cache = tempfile.mkdtemp() # the tokens' secret of the day
+env = os.environ | {'XDG_CACHE_HOME': cache, 'PYTHONPATH': os.pathsep.join([str(here), str(here.parent), os.environ.get('PYTHONPATH', '')])}
 
 class Process:
     "A server in a process of its own."
@@ -498,7 +511,6 @@ def test_a_run_over_its_life():
         assert msg['say']=='RuntimeError: as was asked for'
         # the process that trains dies: told at once, and there again
         old = p.trainer.pid
-        t = time.monotonic()
         msg,_ = await talk(p.port, dict(type='set', view='v2', settings=dict(lr='die')), until=is_a('lost'), ws=ws)
         assert 'exit code 3' in msg['say']
         wait_until(lambda: p.trainer.pid!=old, what='a new trainer')
@@ -529,3 +541,88 @@ def test_however_it_ends_nothing_stays(sig):
 def test_the_server_imports_nothing_heavy_and_says_its_line_at_once():
     code = "import sys; from blf_explore.page import serve; print({o.split('.')[0] for o in sys.modules} & {'torch','plotly','numpy','pandas','fastai','anywidget','IPython'})"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout=='set()\n'
+
+# ---- in a browser
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        res = launch(p)
+        try: yield res
+        finally: res.close()
+
+def listening(page):
+    "What goes wrong on a page, and which servers it asks."
+    errors,hosts = [],set()
+    page.on('console', lambda o: errors.append(o.text) if o.type=='error' else None)
+    page.on('pageerror', lambda o: errors.append(str(o)))
+    page.on('request', lambda o: hosts.add(urlsplit(o.url).netloc) if o.url.startswith('http') else None)
+    return errors,hosts
+
+def goes(page, url):
+    page.goto(url, wait_until='commit')
+    appears(page, 'button.run')
+    true_on(page, "document.querySelector('.blf').dataset.status !== undefined")
+
+def batches(page): return int(page.evaluate("document.querySelector('.blf').dataset.batches || 0"))
+
+@pytest.mark.browser
+def test_a_page_over_its_life(browser):
+    with process() as p, open_page(browser) as page:
+        errors,hosts = listening(page)
+        goes(page, p.urls[0]+'?loss_perc=.35')
+        page.click('button.run')
+        true_on(page, "document.querySelector('.blf').dataset.batches > 3")
+        n = batches(page)
+        page.reload(wait_until='commit')
+        true_on(page, f"document.querySelector('.blf').dataset.batches > {n}") # found, and still running
+        assert errors==[] and hosts=={f'localhost:{p.port}'}
+        old,port = p.trainer,p.port
+        old.kill()
+        appears(page, '#notice:has-text("The process that trains has ended")')
+        page.click('#notice button:has-text("Open the same set-up")')
+        true_on(page, "document.querySelector('.blf').dataset.batches == 0")
+        appears(page, 'output:text("0.35")')
+        p.end(signal.SIGKILL)
+        appears(page, '#low:has-text("No connection to the server")')
+        with process(port=port): # back at its address: nothing was trained, so that the page opens by itself
+            true_on(page, "document.getElementById('low').hidden")
+            true_on(page, "document.querySelector('.blf').dataset.status === 'ready'")
+            appears(page, 'output:text("0.35")')
+            assert page.locator('#notice').is_hidden()
+
+@pytest.mark.browser
+def test_a_class_in_the_browser(browser):
+    with process(is_class=True, own=0) as p, open_page(browser) as teacher, open_page(browser, 390, 844) as phone:
+        heard = [listening(o)[0] for o in (teacher, phone)]
+        phone.goto(p.urls[1], wait_until='commit')
+        appears(phone, '#notice:has-text("The class has not begun")')
+        goes(teacher, p.urls[0])
+        assert 'token' not in teacher.url, 'the class sees the address line'
+        teacher.click('button.run')
+        true_on(phone, "document.querySelector('.blf').dataset.batches > 3") # the student sees it move
+        assert phone.locator('#notice').is_hidden()
+        assert phone.evaluate("!document.querySelector('button.run')?.checkVisibility() || document.querySelector('button.run').disabled") or not p.proc.poll()
+        # asked and answered with the keyboard alone
+        teacher.focus('.room select')
+        teacher.keyboard.press('Tab')
+        teacher.keyboard.press('Tab')
+        teacher.keyboard.press('Enter')
+        appears(phone, '.room input')
+        phone.focus('.room input')
+        phone.keyboard.type('30')
+        phone.keyboard.press('Enter')
+        appears(phone, '.room :text("Your answer: 30%")')
+        appears(teacher, '.room :text("1 of 1 answered")')
+        assert teacher.locator('.room table').is_hidden(), 'not before the question is closed'
+        teacher.click('.room button:has-text("Close")')
+        appears(phone, '.room .say:has-text("1 answer: 1 × 30 to 31%")')
+        appears(phone, '.room .came:has-text("Before the drag: 89.8%")')
+        teacher.focus('.lane.a input[name=loss_perc]')
+        for _ in range(20): teacher.keyboard.press('ArrowLeft')
+        want = teacher.evaluate("Math.round(128 * document.querySelector('.lane.a input[name=loss_perc]').value)")
+        appears(phone, f'.chart.samples :text("{want} of 128")')
+        teacher.click('.room button:has-text("what came of it")')
+        appears(phone, f'.room .came:has-text("It came to {100*want/128:.1f}%, from 89.8%")')
+        assert heard==[[],[]]

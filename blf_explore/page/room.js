@@ -42,7 +42,7 @@ const el = (tag, attrs = {}, ...kids) => {
 
 function histogram() {
   const say = el('p', {class: 'say', 'aria-live': 'polite'}), came = el('p', {class: 'came', 'aria-live': 'polite'}), body = el('tbody')
-  const node = el('div', {}, el('table', {'aria-hidden': 'true'}, body), say, came)
+  const node = el('div', {}, el('table', {'aria-hidden': 'true'}, body), came, say)
   return {node, show(poll) {
     const most = Math.max(1, ...(poll.guesses || []).map(([, n]) => n))
     body.replaceChildren(...(poll.guesses || []).map(([label, n]) => {

@@ -161,6 +161,7 @@ async function main() {
   })[m.type]?.()
   const onCut = gone => {
     clearTimeout(cut)
+    if (room) room.node.inert = gone
     if (!gone) return low.hide('cut')
     cut = setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), 1500)
   }

@@ -14,12 +14,12 @@ neither PyTorch nor plotly."""
 
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'own_mb', 'bins', 'Poll', 'reading', 'host_name', 'good_host',
-           'good_origin', 'same_secret', 'read_message', 'check_allowed', 'Page', 'Run', 'Board', 'Hub', 'train',
-           'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory', 'Progress', 'listen',
-           'serve']
+           'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'check_allowed', 'Page', 'Run',
+           'Board', 'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
+           'Progress', 'listen', 'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
-import asyncio, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
+import asyncio, base64, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -40,16 +40,16 @@ directions = 'rises','stays','falls'
 
 def bins(
     values, # Numbers
-    n:int=8 # At most so many bins
-)->list: # (label, how many), without gaps, from the smallest to the largest
-    "A small histogram, its bins as wide as 1, 2 or 5 times a power of ten."
+    n:int=8, # At most so many bins
+    also=() # Numbers that are to have a bin, but are not counted
+)->list: # (label, how many), without gaps
+    "A small histogram, its bins as wide as 1, 2 or 5 times a power of ten, and no narrower than 1."
     if not values: return []
-    lo,hi,w = min(values),max(values),.1
-    while math.floor(hi/w)-math.floor(lo/w)+1>n: w *= 2.5 if round(w/10**math.floor(math.log10(w)+1e-9))==2 else 2
-    first = math.floor(lo/w)
-    count = Counter(math.floor(o/w)-first for o in values)
-    d = 0 if w>=1 else 1
-    return [(f'{(first+i)*w:.{d}f} to {(first+i+1)*w:.{d}f}', count[i]) for i in range(max(count)+1)]
+    every,widths = [*values, *also],[b*10**a for a in range(4) for b in (1,2,5)]
+    w = next(w for w in widths if max(every)//w-min(every)//w+1<=n)
+    first,last = int(min(every)//w),int(max(every)//w)
+    count = Counter(int(o//w) for o in values)
+    return [(f'{i*w} to {(i+1)*w}', count[i]) for i in range(first, last+1)]
 
 class Poll:
     "One question at a time: asked, answered, closed, decided. It keeps who said what to itself."
@@ -104,7 +104,7 @@ class Poll:
         res = dict(what=self.what, words=words, how=self.how, lo=lo, hi=hi, phase=self.phase, n=len(self.answers))
         if self.phase=='open': return res
         all_ = list(self.answers.values())
-        guesses = bins(all_) if self.how=='number' else [(o, all_.count(o)) for o in directions]
+        guesses = bins(all_, also=[] if self.came is None else [self.came]) if self.how=='number' else [(o, all_.count(o)) for o in directions]
         mid = median(all_) if all_ and self.how=='number' else None
         return res | dict(guesses=guesses, middle=mid, before=self.before, came=self.came)
 
@@ -158,6 +158,26 @@ def good_origin(
     "Whether the page that asks is one of this server's own."
     parts = urlsplit(origin.lower())
     return parts.scheme in ('http','https') and (parts.netloc==netloc.lower() or host_name(parts.netloc) in names)
+
+def day_secret(
+    folder=None, # Where it is kept; the user's own cache if not given
+    hours:float=12 # How long it holds
+)->str:
+    """What the tokens are made of, the same for half a day: a server that is started anew lets the pages of before in again, and last
+    week's class does not find this one. Only its user may read it; where it cannot be kept, it is new each time."""
+    folder = Path(folder or os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'blf_explore'
+    try:
+        f = folder/'day'
+        if f.exists() and time.time()-f.stat().st_mtime<hours*3600 and len(text := f.read_text())>=32: return text
+        folder.mkdir(parents=True, exist_ok=True)
+        f.unlink(missing_ok=True)
+        with os.fdopen(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o600), 'w') as out: out.write(text := secrets.token_urlsafe(32))
+        return text
+    except (OSError, RuntimeError): return secrets.token_urlsafe(32)
+
+def token_of(secret, role, n=16):
+    "A role's token, from which no other can be told."
+    return base64.urlsafe_b64encode(hmac.digest(secret.encode(), role.encode(), 'sha256')).decode().rstrip('=')[:n].replace('-', 'x').replace('_', 'y')
 
 def same_secret(a, b): return hmac.compare_digest(str(a).encode(), str(b).encode())
 
@@ -652,6 +672,7 @@ class House:
     port:int=8866
     allowed:tuple=() # Names that the command line allows beside its own
     most:int=1000 # Pages at once
+    secret:object=lambda: secrets.token_urlsafe(32) # Gives what tokens are made of
     tokens:dict=field(default_factory=dict) # {role: token}; empty: none is asked for
     files:Files=field(default_factory=Files)
 
@@ -662,9 +683,10 @@ class House:
         self.roles = {'': 'teacher', 'watch': 'watch', 'own': 'own'} if self.hub.is_class else {'': 'own'} # {path: role}
         if self.hub.is_class and not self.hub.limit: del self.roles['own']
         if not self.tokens and (self.numbers or self.allowed or self.hub.is_class):
-            first = 'teacher' if self.hub.is_class else 'own'
-            self.tokens = {first: secrets.token_urlsafe(12)}
-            if self.hub.is_class: self.tokens['watch'] = self.tokens['own'] = secrets.token_urlsafe(9) # to be typed from a projector, if need be
+            secret = self.secret()
+            if not self.hub.is_class: self.tokens = dict(own=token_of(secret, 'own'))
+            else: # the class's is short, to be typed from a projector if need be
+                self.tokens = dict(teacher=token_of(secret, 'teacher')) | dict.fromkeys(('watch','own'), token_of(secret, 'watch', 10))
 
     def role(self, path): return self.roles.get(path)
     def cookie(self, role): return f'blf-{role}-{self.port}'
@@ -776,7 +798,7 @@ async def _serve(settings, host, port, options, on_ready, factory, loads):
     is_class,own = options.get('is_class', False),options.get('own')
     if own is None: own = 0 if is_class else own_limit(free_memory(), os.cpu_count() or 1)
     hub = Hub(trainer, settings, own, is_class, options.get('download', False), '')
-    house = House(hub, host, got, tuple(o.lower() for o in options.get('allow_host', ())))
+    house = House(hub, host, got, tuple(o.lower() for o in options.get('allow_host', ())), secret=day_secret)
     if is_class: hub.watch = house.share('watch')
     server = HTTPServer(application(house), max_body_size=2**16)
     loop = asyncio.get_running_loop()
