@@ -79,13 +79,13 @@ def test_a_lock_is_given_in_the_order_in_which_it_was_asked_for():
     with lock: pass # free again
 
 def test_sessions_share_their_rounds():
-    ss = [session(epochs=1000, network='convnet', seed=i) for i in range(3)]
+    ss = [session(epochs=1000, network='convnet', bs=64, seed=i) for i in range(3)]
     def batches(): return [sum(o.n_batch for o in s.lanes) for s in ss]
     try:
         for s in ss: s.tell(lambda t: t.allow(math.inf))
         wait_until(lambda: min(batches())>2, what='all to train')
         before = batches()
-        wait_until(lambda: sum(batches())-sum(before)>60, what='sixty batches')
+        wait_until(lambda: sum(batches())-sum(before)>45, what='45 batches')
         counts = [b-a for a,b in zip(before, batches())]
     finally:
         for s in ss: s.stop()
@@ -107,6 +107,7 @@ def test_others_train_while_holdout_models_do(monkeypatch):
     from blf_explore.page import sessions
     from blf_explore.engine.data import get_dls
     from blf_explore.rho import half_losses
+    alone = half_losses(get_dls('digits', bs=256, seed=42), 42)
     s = session(epochs=1000)
     s.tell(lambda t: t.allow(math.inf))
     try:
@@ -120,7 +121,7 @@ def test_others_train_while_holdout_models_do(monkeypatch):
         monkeypatch.setattr(sessions, '_half_losses', look)
         o = session(method='RHO-LOSS')
         assert at[1]-at[0]>4 # two models, four epochs of two batches each: beside each batch, one of one of the two lanes
-        assert torch.equal(o.data['loaded'].holdout[0], half_losses(get_dls('digits', bs=256, seed=42), 42))
+        assert torch.equal(o.data['loaded'].holdout[0], alone)
         o.stop()
     finally: s.stop()
 
