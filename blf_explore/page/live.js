@@ -102,7 +102,7 @@ export function legendItem(trace) {
 export function fitted(layout, chart, size, narrow = false) {
   const [left, right] = MARGINS[chart], small = o => ({...o, font: {...o.font, size: size * (narrow ? .75 : .92)}})
   const l = {...layout, font: {...layout.font, size: size * .92}, showlegend: false, autosize: true,
-    margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.6}}
+    margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.75}}
   if (l.annotations) l.annotations = l.annotations.map(small)
   for (const a of ['xaxis', 'xaxis2', 'yaxis', 'yaxis2']) if (l[a]) l[a] = {...l[a], automargin: false}
   return l
