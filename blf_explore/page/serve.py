@@ -532,7 +532,7 @@ class Trainer:
 
     def _died(self, code):
         how = f'signal {-code}' if code<0 else f'exit code {code}'
-        last = next((f': {o}' for o in reversed(self.said) if o), '')
+        last = next((f': {o}' for o in reversed(self.said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
         say = f'The process that trains has ended ({how}{last}), and its runs with it.'
         if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: say += ' It did so three times; it is not started again.'
         else: self.start()
