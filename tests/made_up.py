@@ -1,5 +1,10 @@
 "A dashboard that trains nothing: quick, and it says what it was told. `serve` takes it as `made_up:Dashboard`."
 import json, os, sys, threading, time
+from urllib.parse import parse_qsl
+
+def number(s):
+    try: return float(s)
+    except ValueError: return s
 
 class Dashboard:
     "`state` is what a page of `live.js` needs, and `told`, the messages so far."
@@ -17,6 +22,8 @@ class Dashboard:
     def take(self, msg):
         if msg['type']=='ack': return
         self.told.append([msg['type'], msg['view'], msg.get('query')])
+        if msg['type']=='hello' and not self.n:
+            self.settings |= {k: number(v) for k,v in parse_qsl((msg.get('query') or '').lstrip('?')) if k in self.settings}
         if msg['type']=='set':
             if 'blow' in msg['settings'].values(): raise RuntimeError('as was asked for')
             if 'die' in msg['settings'].values(): os._exit(3)
