@@ -122,6 +122,22 @@ def test_loading_is_told_step_by_step():
         assert all(a<=b for a,b in zip(steps, steps[1:])) and len({n for _,n in steps})==1 and steps[-1][0]<=steps[-1][1]
     finally: p.dash.close()
 
+def test_what_is_typed_into_a_field(page):
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    for typed,shown,value in (('10%', '10%', .1), ('0,1', '10%', .1), ('25', '25%', .25)):
+        page.say('set', settings=dict(label_noise=typed))
+        page.shows(lambda s: s['settings']['label_noise']==value and s['fields']['label_noise']==shown, f'{typed} to be {shown}')
+    page.say('set', settings=dict(lr='0,02', bs='2000'))
+    page.shows(lambda s: s['status']=='ready' and s['fields']['lr']=='0.02' and 'only 1,437' in s['notes'].get('bs', ''), 'the note on a batch that holds them all')
+
+def test_an_address_keeps_what_is_good_and_names_all_that_is_not(page):
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    page.say('hello', query='?method=SB&beta=9&epochs=-1&lr=0.02&prune=.3&nonsense=1')
+    page.shows(lambda s: s['error'] and s['now']['method']=='SB', 'what was accepted')
+    assert page.state['now']['lr']==.02 and page.state['now']['epochs']==2
+    assert page.state['query']=='lr=0.02&method=SB' # what differs from how the page began: a link to hand out
+    assert all(o in page.state['error'] for o in ('beta=9','epochs=-1','prune=0.3'))
+
 def test_every_mistake_speaks_also_the_same_one_again(page):
     page.shows(lambda s: s['status']=='ready', 'ready')
     ids = []
@@ -192,6 +208,10 @@ def test_past_runs_stay_on_the_chart_until_they_are_taken_away(page):
     first = page.dash.records
     page.say('more') # the same set-up, the next seed
     page.shows(lambda s: s['status']=='done' and s['now']['seed']==43, 'the second seed')
+    band, = [t for t in page.parts['accuracy']['epoch']['data'] if t.get('name')=='BLF, 2 seeds']
+    accs = [o['BLF'].epochs.accuracy for o in (first, page.dash.records)]
+    assert band['x']==[1,2,2,1] and band['y']==pytest.approx([100*f(*o) for f,es in ((max, (0,1)), (min, (1,0))) for e in es for o in [(accs[0][e], accs[1][e])]])
+    assert 'median of 2 seeds' in page.state['answer'] and 'fewer than five' in page.state['answer'] and page.state['evidence']
     page.say('more')
     page.shows(lambda s: s['now']['seed']==44, 'the third seed')
     page.say('set', settings=dict(loss_perc=.4))

@@ -169,7 +169,7 @@ def test_headlines_of_one_epoch():
     a,b = run((4, 4, 4), kept=4),run((4, 4), kept=2, method='HNM')
     said = headlines({'BLF': a, 'HNM': b})
     assert said['samples'][-1]==['epoch 2: 50% · 25%', ''] and said['accuracy'][-1]==['after epoch 2', '']
-    assert 'in epoch 2' in said['time'][-1][0]
+    assert '2 epochs' in said['time'][-1][0]
     assert ''.join(t for t,_ in said['samples'][:-1])=='BLF 4 · HNM 2 of 8'
     b.rows['batches'][-1]['n_seen'] = 5 # its last batch was a smaller one
     assert [t for t,_ in headlines({'BLF': a, 'HNM': b})['samples']][1:5:3]==['4 of 8', '2 of 5']
@@ -196,7 +196,7 @@ def test_joined_fits_of_other_batch_sizes(tmp_path):
     assert kept_share(r, n_points=10**9)[0].tolist()==pytest.approx([.125, .375, .625, .875, 1.25, 1.75, 2.25])
     s = epoch_sums(r)
     assert s['n_iter']==[4, 2, 2] and s['n_batch']==[4, 2, 1] and times_beside(r)==[8., 4., 2.]
-    assert samples_spec(r)['layout']['yaxis']['range'][1]==pytest.approx(1.04*N_ITER*BS)
+    assert samples_spec(r)['layout']['yaxis']['range'][1]==pytest.approx(1.2*N_ITER*BS) # headroom for the words at a moved slider
 
 def test_no_torch():
     code = "import sys, blf_explore.page.plots; print([o for o in ('torch','fastai') if o in sys.modules])"

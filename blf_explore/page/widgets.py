@@ -19,13 +19,14 @@ __all__ = ['LiveDashboard', 'plotly_js']
 
 # %% ../../nbs/page/03_widgets.ipynb #bfbfab3d
 import base64, io, json, math, tempfile, threading, time, zipfile
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, run_names, epoch_sums, epoch_times, plain_step
-from .sessions import (Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets,
-                                       from_query, knob_names, knobs, live_settings, page_choices, sides)
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
+from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
+                       knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
 # %% ../../nbs/page/03_widgets.ipynb #931ac2a2
 def png_uri(
@@ -100,6 +101,16 @@ def what_differs(a, b):
     "In which settings `a` differs from `b`, in words."
     return ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in a.items() if v!=b[k] and v is not None and k!='pace')
 
+@cache
+def _measured():
+    "What the package's evidence measured, as it ships."
+    from blf_explore.claims import shipped
+    return [json.loads(o.read_text('utf-8')) for o in shipped()]
+
+def typed(settings):
+    "Settings as a page sends them: what was typed into a field is text."
+    return {k: read_field(k, v) if isinstance(v, str) else v for k,v in settings.items()}
+
 def record_file(
     records:dict, # {run's name: record}
     what:str # 'csv': a table of all epochs; 'npz': the package's own file, several of them in one zip file
@@ -173,16 +184,16 @@ class Dashboard:
     `run`, `pause`, `step`, `step_epoch`, `reset`, `more` and `set` are the page's controls; `records` holds what happened."""
     def __init__(self,
         send, # Called with each message to the pages, a dict; from a thread of its own
-        data:dict=None, # Keeps the data set that was loaded last; dashboards of one process may share it
+        allow:Allow=None, # What its pages may reach; None: everything
         **settings # See `dashboard_defaults`
     ):
-        self.settings = check_settings(**settings)
-        self._post,self._data = send,{} if data is None else data
+        self.settings = check_settings(allow, **settings)
+        self._post,self._allow,self._data,self._base = send,allow,{},dict(self.settings)
         self._lock,self._wake,self._outbox,self._closed = threading.RLock(),threading.Event(),Outbox(),False
         self._pending,self._speed,self.past = {},[],[] # settings for the next reset; (time, batches); runs before this one
         self._message,self._error_id,self._blamed,self._away,self._left = '',0,None,'',None
         self._t_strip = 0.
-        self.session = Session(self.settings, self._data, self._changed)
+        self.session = Session(self.settings, self._data, self._changed, self._allow)
         threading.Thread(target=self._serve, daemon=True, name='blf_explore page').start()
 
     # what the buttons do; each is safe at any time and from any thread
@@ -206,12 +217,12 @@ class Dashboard:
     def reset(self, **settings):
         "Stop, put the run with the past ones, and prepare a new one, with changed settings if any are given."
         with self._lock:
-            new = changed_settings(self.settings | self._pending, **settings)
+            new = changed_settings(self.settings | self._pending, self._allow, **settings)
             self.session.stop()
             self._remember()
             self.settings,self._pending,self._message,self._away,self._speed = new,{},'','',[]
             self._outbox.sent = {}
-            self.session = Session(new, self._data, self._changed)
+            self.session = Session(new, self._data, self._changed, self._allow)
         self._push_soon()
 
     def preset(self,
@@ -254,8 +265,8 @@ class Dashboard:
                     if settings.get(side, run[side])!=run[side]: continue
                     now[k] = settings[k]
                     if settings.get(side, ahead[side])!=run[side]: del later[k]
-            new = changed_settings(run, **now)
-            ahead = changed_settings(ahead | {k: new[k] for k in now if k in later}, **later)
+            new = changed_settings(run, self._allow, **now)
+            ahead = changed_settings(ahead | {k: new[k] for k in now if k in later}, self._allow, **later)
             for o in self.session.lanes: o.learn.selection.check(**o.knobs(new))
             self._message = ''
             self.settings |= {k: new[k] for k in now}
@@ -329,10 +340,10 @@ class Dashboard:
         if left and left['running']: # a page that was loaded anew finds its run under way
             if time.monotonic()-left['at']<30: self.run()
             else: self._away = 'The page was closed, so the run was paused.'
-        asked = from_query(msg.get('query') or '')
-        own = {k for o in sides for k in knobs(self.settings | asked, o)}
-        asked = {k: v for k,v in asked.items() if k in own or k=='pace' or k not in live_settings} # no other method's
-        if asked and not self.n_batch and self.settings | asked != self.settings: self.reset(**asked)
+        if self.n_batch or not msg.get('query'): return
+        asked,complaints = from_query(msg['query'], self.settings, self._allow)
+        if asked: self.reset(**asked)
+        if complaints: self._complain('; '.join(complaints))
 
     def _bye(self, view):
         self._outbox.views.discard(view)
@@ -350,7 +361,7 @@ class Dashboard:
 
     def _read(self, msg): self._message = ''
 
-    _acts = dict(hello=_hello, ok=_read, file=_file, set=lambda o,m: o.set(**m['settings']), preset=lambda o,m: o.preset(**m['settings']),
+    _acts = dict(hello=_hello, ok=_read, file=_file, set=lambda o,m: o.set(**typed(m['settings'])), preset=lambda o,m: o.preset(**m['settings']),
                  forget=lambda o,m: o.forget(m['run']), go_on=lambda o,m: o.run(), **{k: (lambda o,m,k=k: getattr(o, k)())
                  for k in ('run','pause','step','step_epoch','reset','more')})
 
@@ -415,11 +426,16 @@ class Dashboard:
         return res
 
     def _accuracy(self, by):
-        "The accuracy of this run, and faintly behind it that of the past ones."
-        spec = accuracy_spec(self.records, by=by)
+        "The accuracy of this run; behind it, faintly, that of the past ones, those of the same set-up as a band where epochs are counted."
+        spec,banded = accuracy_spec(self.records, by=by),self._seeds() if by=='epoch' else []
         for o in self.past:
+            if o in banded: continue
             for t in accuracy_spec(o['records'], by=by)['data']:
                 spec['data'].insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
+        for nm,rec in self.records.items() if banded else ():
+            b = band([*(o['records'][nm] for o in banded), rec])
+            spec['data'].insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
+                                        line=dict(width=0), fillcolor=dashboard_methods[rec.method].color, opacity=.18, hoverinfo='skip', name=f'{nm}, {len(banded)+1} seeds'))
         return spec
 
     def _runs(self):
@@ -440,14 +456,23 @@ class Dashboard:
                     settings=self.settings | self._pending, now=self.settings, auto=self._auto(), preset=self._preset(), pending=list(self._pending),
                     queued=s.want is not None and not s.ready, epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
                     n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
-                    values=self._values(n), answer='', notes={}, diverged={},
+                    values=headlines(self.records, None) if n else {}, notes=s.notes, diverged=s.diverged, fields=self._fields(),
+                    query=to_query(self.settings | self._pending, self._base), **self._answer(status),
                     says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
 
-    def _values(self, n):
-        "What stands over the charts; over the accuracy, for each of the ways to count."
-        if not n: return {}
-        every = {by: headlines(self.records, by) for by in ways}
-        return every['epoch'] | dict(accuracy={by: o.get('accuracy') for by,o in every.items()})
+    def _fields(self):
+        "What stands in the fields of the page, as `read_field` takes it."
+        return {k: show_field(k, v) for k,v in (self.settings | self._pending).items() if k not in live_settings or k=='pace'}
+
+    def _seeds(self):
+        "Past runs of this set-up that have come to their end, of other seeds."
+        return [o for o in self.past if o['done'] and same_setup(o['settings'], self.settings)]
+
+    def _answer(self, status):
+        "At the end of a run: what came of it, and what the package's evidence says of such a set-up."
+        if status!='done': return dict(answer='', evidence='')
+        return dict(answer=verdict(self.records, [list(o['records'].values()) for o in self._seeds()]),
+                    evidence=evidence(self.settings, _measured()))
 
     def _preset(self):
         "The page's set-up that is chosen, or None."

@@ -1,7 +1,7 @@
 // What several figures share: the same as the functions of these names at the head of page/figures.py.
 (() => {
-  const color = { BLF: '#0072B2', HNM: '#D55E00', SB: '#009E73', importance: '#CC79A7', coreSet: '#992255', RHO: '#EE22FF', InfoBatch: '#8811DD',
-    random: '#E69F00', scoring: '#56B4E9', grey: '#8A8A8A', black: '#222222' };
+  const color = { BLF: '#0072B2', HNM: '#D55E00', SB: '#009E73', importance: '#AA3377', coreSet: '#003355', RHO: '#0000DD', InfoBatch: '#660099',
+    random: '#BB8833', scoring: '#4499CC', grey: '#8A8A8A', black: '#222222' };
   const range = (a, b) => Array.from({ length: Math.max(0, b - a) }, (_, i) => a + i); // a to b-1
   const count = (n, share) => Math.ceil(Math.round(n * share * 1e6) / 1e6);
   const hardest = scores => range(0, scores.length).sort((a, b) => scores[b] - scores[a]); // equal ones in their order
