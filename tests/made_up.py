@@ -8,7 +8,7 @@ def number(s):
 
 class Dashboard:
     "`state` is what a page of `live.js` needs, and `told`, the messages so far."
-    def __init__(self, send, **settings):
+    def __init__(self, send, allow=None, **settings):
         self.send,self.settings,self.n,self.told,self.views,self.running,self.open = send,settings,0,[],set(),False,True
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -39,7 +39,7 @@ class Dashboard:
         kept = round(128*float(self.settings.get('loss_perc') or 0))
         state = dict(status='running' if self.running else 'paused' if self.n else 'ready', what='', progress=None, error='', error_id=0, away='', answer='', notes={},
                      diverged={}, settings=self.settings, now=self.settings, auto={}, preset=None, pending=[], queued=False, epoch=1, n_epoch=10, batch=self.n,
-                     n_iter=94, n_batch=self.n, left='–', device='', so_far=[['']], says={}, told=self.told,
+                     n_iter=94, n_batch=self.n, left='–', device='', so_far=[['']], says={}, told=self.told, query='',
                      values=dict(samples=[[f'{kept} of 128', 'a'], ['in the last batch', '']]) if self.n else {})
         self.send(dict(type='update', parts=dict(state=json.dumps(state), **{o: 'null' for o in ('samples','time','agreement','accuracy','strip','batch')}, runs='[]')))
 
