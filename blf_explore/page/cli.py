@@ -84,7 +84,7 @@ def dashboard_parser()->argparse.ArgumentParser:
     p.add_argument('--class', dest='is_class', action='store_true', help="train one run that a class watches: one address for the teacher, one for the class")
     p.add_argument('--own', type=_number, metavar='N', help="dashboards of their own at once (default: as many as this machine carries; "
                    "none with --class)")
-    p.add_argument('--download', action='store_true', help="let pages ask for data sets that have to be downloaded")
+    p.add_argument('--download', action='store_true', help="let pages ask for data sets that have to be downloaded; a command line that names one allows it")
     p.add_argument('--no-browser', action='store_true', help="print the address, do not open a browser")
     p.add_argument('--what-if', nargs='?', const='', metavar='RECORD', help="open the what-if of a record alone, a page that trains nothing: "
                    "a file written by Record.save (default: the record that comes with the package)")

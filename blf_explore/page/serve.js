@@ -160,10 +160,9 @@ async function main() {
     taken() { room?.taken?.(m.value) },
   })[m.type]?.()
   const onCut = gone => {
-    clearTimeout(cut)
     if (room) room.node.inert = gone
-    if (!gone) return low.hide('cut')
-    cut = setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), 1500)
+    if (!gone) { clearTimeout(cut); cut = null; return low.hide('cut') }
+    cut ??= setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), 1500)
   }
   const model = connect(info, {onOwn, onCut})
   if (info.is_class && info.role !== 'own') {

@@ -14,9 +14,9 @@ neither PyTorch nor plotly."""
 
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'own_mb', 'bins', 'Poll', 'reading', 'host_name', 'good_host',
-           'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'check_allowed', 'Page', 'Run',
-           'Board', 'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
-           'Progress', 'listen', 'serve']
+           'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'Page', 'Run', 'Board', 'Hub',
+           'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory', 'Progress',
+           'listen', 'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
 import asyncio, base64, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import check_settings, dashboard_data, dashboard_defaults, page_choices, shipped
+from .sessions import Allow, page_choices, shipped
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -218,20 +218,6 @@ def _plain(settings):
             raise ValueError(f'{k[:40]!r} is not accepted: give a text or a number')
     return settings
 
-# %% ../../nbs/page/04_serve.ipynb #5e77a027
-def check_allowed(
-    settings:dict, # That a page asks for
-    named:dict, # Those of the command line
-    download:bool=False # May data sets be downloaded that the command line did not name?
-):
-    "Raises `ValueError`, in one sentence, if a page asks for a folder or a download that the command line did not allow."
-    path,name = settings.get('path'),settings.get('name')
-    if path and path!=named.get('path'):
-        raise ValueError(f'path={path!r} is not accepted: this server opens the folder that its command line names'
-                         f'{"" if named.get("path") else ", and it names none"}')
-    if isinstance(name, str) and name in dashboard_data and name not in (*shipped,'folder',named.get('name')) and not download:
-        raise ValueError(f'name={name!r} is not accepted: this server downloads nothing (blf-dashboard --download allows it)')
-
 # %% ../../nbs/page/04_serve.ipynb #5e77a031
 @dataclass(eq=False)
 class Page:
@@ -281,11 +267,12 @@ class Hub:
         settings:dict, # Of the command line
         limit:int=4, # Own dashboards at once
         is_class:bool=False, # Does a class watch one run?
-        download:bool=False, # May pages ask for data sets that have to be downloaded?
+        allow:dict=None, # What pages may reach: `folders`, `download` (see `Allow` of the notebook on sessions)
         watch:str='', # Where one can watch, relative to the page; '': nowhere
         clock=time.monotonic # Seconds
     ):
-        self.trainer,self.settings,self.limit,self.is_class,self.download,self.watch,self.clock = trainer,settings,limit,is_class,download,watch,clock
+        self.trainer,self.settings,self.limit,self.is_class,self.watch,self.clock = trainer,settings,limit,is_class,watch,clock
+        self.allow = allow or dict(folders=[], download=False)
         self.pages,self.runs,self.board,self.poll = set(),{},Board(),Poll()
         self._room_changed,self._t_beat,self._t_told,self._values = False,-math.inf,-math.inf,{}
 
@@ -302,9 +289,7 @@ class Hub:
             elif page.role=='watch': self._watched(page, kind)
             elif page.run is None: raise ValueError('this page has no run: say hello first')
             elif kind=='bye': self._went(page.run, page.views & {msg['view']}) or page.views.discard(msg['view'])
-            else:
-                if kind=='set': check_allowed(msg['settings'], self.settings, self.download)
-                self.trainer.tell('take', page.run.id, msg=msg)
+            else: self.trainer.tell('take', page.run.id, msg=msg)
         except ValueError as e: page.send(_text(type='refused', say=str(e)))
 
     def leave(self, page):
@@ -327,8 +312,8 @@ class Hub:
         if run is None:
             if msg.get('run') and page.role=='own': return page.send(_text(type='lost', say='The run that this page showed is gone: the server was started anew, '
                                                                           'or nobody was there for some minutes.'))
-            msg['query'] = self._allowed(page, query)
-            run = self._open(page, any(k in dashboard_defaults for k,_ in parse_qsl(query.lstrip('?'))))
+            msg['query'] = query
+            run = self._open(page)
             if run is None: return
         page.run,run.empty_since = run,None
         run.pages.add(page)
@@ -339,8 +324,8 @@ class Hub:
         for o in gone: self.trainer.tell('take', run.id, msg=dict(type='bye', view=o)) # the old ones go once the new one is there
         self._room_changed = True
 
-    def _open(self, page, prepared):
-        "A run for a page; None: there is no room for it, and the page was told. `prepared`: its address says all that differs from the defaults."
+    def _open(self, page):
+        "A run for a page; None: there is no room for it, and the page was told."
         own = {k: o for k,o in self.runs.items() if k!='class'}
         if page.role=='own' and len(own)>=self.limit:
             left = [o for o in own.values() if o.empty_since is not None and self.clock()-o.empty_since>self.short]
@@ -348,22 +333,13 @@ class Hub:
             self._end(min(left, key=lambda o: o.empty_since))
         run = Run('class' if page.role=='teacher' else secrets.token_urlsafe(12))
         self.runs[run.id] = run
-        self.trainer.tell('open', run.id, settings=check_settings() if prepared else self.settings)
+        self.trainer.tell('open', run.id, settings=self.settings, allow=self.allow)
         return run
 
     def _full(self):
         if not self.limit: return 'This server trains one run for the class, and no others.'
         return (f'{self.limit} dashboards are open, and this machine carries no more at once. Wait until one is closed and try again'
                 f'{", or watch the class." if self.watch else "."}')
-
-    def _allowed(self, page, query):
-        "What of an address may be asked for; the page is told what may not."
-        pairs = parse_qsl(query.lstrip('?'))
-        try: check_allowed(dict(pairs), self.settings, self.download)
-        except ValueError as e:
-            page.send(_text(type='refused', say=str(e)))
-            pairs = [(k, v) for k,v in pairs if k not in ('path','name')]
-        return urlencode(pairs)
 
     def _end(self, run):
         self.runs.pop(run.id, None)
@@ -472,7 +448,7 @@ def _load(modules, post):
     post(dict(type='ready'))
 
 def train(
-    factory:str, # 'module:name' of what makes a dashboard: `name(send, **settings)`, with `take(msg)` and `close()`
+    factory:str, # 'module:name' of what makes a dashboard: `name(send, allow=…, **settings)`, with `take(msg)` and `close()`
     loads=_loads # Modules to import meanwhile
 ):
     "The trainer's own process: lines in, lines out, until the server is gone."
@@ -489,8 +465,9 @@ def train(
     for line in sys.stdin:
         o = json.loads(line)
         do,run = o['do'],o['run']
-        if do=='open': runs[run] = _Runner(lambda send, s=o['settings']: getattr(importlib.import_module(module), name)(send, **s),
-                                           lambda msg, run=run: post(run, msg))
+        if do=='open':
+            def make(send, o=o): return getattr(importlib.import_module(module), name)(send, allow=Allow(**o['allow']), **o['settings'])
+            runs[run] = _Runner(make, lambda msg, run=run: post(run, msg))
         elif run in runs: runs[run].todo.put(o['msg'] if do=='take' else None)
         if do=='close': runs.pop(run, None)
     os._exit(0) # nothing has to be kept
@@ -532,7 +509,7 @@ class Trainer:
 
     def _died(self, code):
         how = f'signal {-code}' if code<0 else f'exit code {code}'
-        last = next((f': {o}' for o in reversed(self.said) if o), '')
+        last = next((f': {o}' for o in reversed(self.said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
         say = f'The process that trains has ended ({how}{last}), and its runs with it.'
         if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: say += ' It did so three times; it is not started again.'
         else: self.start()
@@ -704,10 +681,7 @@ class House:
     def html(self, role):
         "The page for a role, with all that it has to know."
         files = {k: f'{k}?v={self.files.mark(k)}' for k in self.files.kinds}
-        choices = page_choices()
-        # an address without settings opens what the command line says; where that differs from the defaults, one with settings names the data at least
-        choices['defaults'] = dashboard_defaults | ({} if self.hub.settings==check_settings() else dict(name=None))
-        info = dict(role=role, token=self.tokens.get(role, ''), files=files, choices=choices, is_class=self.hub.is_class,
+        info = dict(role=role, token=self.tokens.get(role, ''), files=files, choices=page_choices(), is_class=self.hub.is_class,
                     address=self.address(next(p for p,r in self.roles.items() if r==role)).split('?')[0] if self.numbers else '',
                     students=self.share('watch') if role=='teacher' else '')
         text = (Path(__file__).parent/'page.html').read_text('utf-8')
@@ -797,7 +771,9 @@ async def _serve(settings, host, port, options, on_ready, factory, loads):
     trainer = Trainer(heard, lost, factory, loads)
     is_class,own = options.get('is_class', False),options.get('own')
     if own is None: own = 0 if is_class else own_limit(free_memory(), os.cpu_count() or 1)
-    hub = Hub(trainer, settings, own, is_class, options.get('download', False), '')
+    # who names a data set that has to be fetched allows it
+    download = options.get('download', False) or settings['name'] not in (*shipped,'folder')
+    hub = Hub(trainer, settings, own, is_class, dict(folders=[settings['path']] if settings['path'] else [], download=download))
     house = House(hub, host, got, tuple(o.lower() for o in options.get('allow_host', ())), secret=day_secret)
     if is_class: hub.watch = house.share('watch')
     server = HTTPServer(application(house), max_body_size=2**16)

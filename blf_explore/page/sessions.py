@@ -16,7 +16,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 from ..engine.knobs import methods
-from .plots import diverged
 
 # %% ../../nbs/page/02_sessions.ipynb #a3aab635
 dashboard_methods = methods
@@ -572,7 +571,7 @@ class Session:
     @property
     def diverged(self):
         "{side: sentence} of the lanes whose losses have got out of hand."
-        return {o.side: says for o in self.lanes if self.ready and (says := diverged(o.record))}
+        return {o.side: says for o in self.lanes if self.ready and (says := lib('page.plots').diverged(o.record))}
     @property
     def done(self): return self.ready and all(o.done for o in self.lanes)
     @property
