@@ -339,7 +339,7 @@ def agreement_spec(
                             line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
                             showlegend=not i))
         data.append(line(rows, x, o.name if len(runs)>1 else f'kept by {o.name}', 'sign_agreement', line=_line(o)))
-    data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
+    if runs: data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
                      line=dict(color='#444', width=1.5, dash='dash')))
     notes = [] if runs else [dict(xref='paper', x=.5, y=65, showarrow=False, font=dict(size=13, color='#444'), text='plain training selects nothing')]
     layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('agreement, %', range=[5*math.floor(min(low)/5), 101]), annotations=notes)
