@@ -492,7 +492,8 @@ class Trainer:
                 'train(sys.argv[2], sys.argv[3].split())')
         self.proc = subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parents[2]), self.factory, ' '.join(self.loads)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', errors='replace', bufsize=1,
-            env=os.environ | dict(PYTHONWARNINGS='ignore'), start_new_session=os.name!='nt')
+            # a heap for each thread would take 100 MB more a dashboard, and only one trains at a time
+            env=dict(MALLOC_ARENA_MAX='2') | os.environ | dict(PYTHONWARNINGS='ignore'), start_new_session=os.name!='nt')
         for f in (self._listen,self._complaints): threading.Thread(target=f, args=(loop, self.proc), daemon=True).start()
 
     def _listen(self, loop, proc):
