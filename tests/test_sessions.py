@@ -79,17 +79,18 @@ def test_a_lock_is_given_in_the_order_in_which_it_was_asked_for():
     with lock: pass # free again
 
 def test_sessions_share_their_rounds():
-    ss = [session(epochs=1000, network='convnet', seed=i) for i in range(3)]
+    "Of one lane each: a thread that lets the lock go and takes it again at once is the one that nobody else gets in between."
+    ss = [session(epochs=1000, network='convnet', bs=64, other='none', seed=i) for i in range(3)]
     def batches(): return [sum(o.n_batch for o in s.lanes) for s in ss]
     try:
         for s in ss: s.tell(lambda t: t.allow(math.inf))
         wait_until(lambda: min(batches())>2, what='all to train')
         before = batches()
-        wait_until(lambda: sum(batches())-sum(before)>60, what='sixty batches')
+        wait_until(lambda: sum(batches())-sum(before)>45, what='45 batches')
         counts = [b-a for a,b in zip(before, batches())]
     finally:
         for s in ss: s.stop()
-    assert max(counts)<1.5*min(counts), counts
+    assert max(counts)-min(counts)<=3, counts # counted while they train
 
 def test_equal_set_ups_share_a_data_set(monkeypatch):
     from blf_explore.engine import data
@@ -107,6 +108,7 @@ def test_others_train_while_holdout_models_do(monkeypatch):
     from blf_explore.page import sessions
     from blf_explore.engine.data import get_dls
     from blf_explore.rho import half_losses
+    alone = half_losses(get_dls('digits', bs=256, seed=42), 42)
     s = session(epochs=1000)
     s.tell(lambda t: t.allow(math.inf))
     try:
@@ -120,7 +122,7 @@ def test_others_train_while_holdout_models_do(monkeypatch):
         monkeypatch.setattr(sessions, '_half_losses', look)
         o = session(method='RHO-LOSS')
         assert at[1]-at[0]>4 # two models, four epochs of two batches each: beside each batch, one of one of the two lanes
-        assert torch.equal(o.data['loaded'].holdout[0], half_losses(get_dls('digits', bs=256, seed=42), 42))
+        assert torch.equal(o.data['loaded'].holdout[0], alone)
         o.stop()
     finally: s.stop()
 
@@ -137,22 +139,7 @@ def test_a_session_that_could_not_load_is_replaced(monkeypatch):
     s = run(session(kept, seed=99))
     assert s.problem is None and s.progress==[6, 6]
 
-# ---- further seeds
-
-def test_another_seed_of_the_same_set_up():
-    s = session(seed=2**32-1)
-    with pytest.raises(ValueError, match='^the run has not come to its end'): s.again()
-    first = run(s).records
-    t = s.again()
-    t.thread.join()
-    assert t.problem is None and t.settings==s.settings | dict(seed=0) and t.seeds==[first]
-    run(t)
-    assert [r for _,r in t.past]==[first] and t.seeds==[first, t.records] and t.past[0][0]['seed']==2**32-1
-    t.lanes[0].learn.selection.record.add('changes', epoch=0, batch=1, setting='loss_perc', old=.9, new=.5)
-    u = t.again() # a slider was moved: what was trained then is of no set-up
-    u.thread.join()
-    assert u.seeds==[first]
-    u.stop()
+# ---- a run that gets out of hand
 
 def test_a_run_that_diverges_says_so():
     s = run(session(lr=100., epochs=3, network='convnet'))
@@ -180,7 +167,7 @@ def test_fields_take_what_people_type(name, text, value):
     ('label_noise', '-5%', "label_noise='-5%' is not accepted: give a number from 0% to 100%"),
     ('lr', 'fast', "lr='fast' is not a number: give one such as 0.01"), ('lr', '', "lr='' is not a number: give one such as 0.01"),
     ('lr', 'nan', "lr='nan' is not a number"), ('lr', 'inf', "lr='inf' is not a number"), ('bs', '1,024', "bs='1,024' can be read in two ways: give it without separators of thousands, such as 1024"),
-    ('lr', '1.000,5', "lr='1.000,5' can be read in two ways"), ('bs', '12,5', "bs='12,5' is not accepted: give a whole number from 1 to 65536"),
+    ('lr', '1.000,5', "lr='1.000,5' can be read in two ways: give it without separators of thousands, such as 1000.5"), ('bs', '12,5', "bs='12,5' is not accepted: give a whole number from 1 to 65536"),
     ('epochs', '0', "epochs='0' is not accepted: give a whole number from 1 to 1000"), ('size', '3', "size='3' is not a setting: choose from name, network,")])
 def test_a_field_says_what_to_write_instead(name, text, says):
     with pytest.raises(ValueError) as e: read_field(name, text)

@@ -102,7 +102,7 @@ export function legendItem(trace) {
 export function fitted(layout, chart, size, narrow = false) {
   const [left, right] = MARGINS[chart], small = o => ({...o, font: {...o.font, size: size * (narrow ? .75 : .92)}})
   const l = {...layout, font: {...layout.font, size: size * .92}, showlegend: false, autosize: true,
-    margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.6}}
+    margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.75}}
   if (l.annotations) l.annotations = l.annotations.map(small)
   for (const a of ['xaxis', 'xaxis2', 'yaxis', 'yaxis2']) if (l[a]) l[a] = {...l[a], automargin: false}
   return l
@@ -215,6 +215,7 @@ function tools(page) {
     ...(page.watches ? [] : [file('Epochs as a table (CSV)', 'csv'), file('Record (npz)', 'npz')]),
     el('button', {class: 'ask', onclick: () => { menu.open = false; page.words.toggle() }}, 'What the words mean')))
   menu.addEventListener('keydown', e => { if (e.key === 'Escape') { menu.open = false; menu.firstChild.focus() } })
+  page.root.addEventListener('pointerdown', e => { if (!menu.contains(e.target)) menu.open = false })
   menu.addEventListener('focusout', e => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) menu.open = false })
   return {node: el('div', {class: 'tools', role: 'group', 'aria-label': 'view'},
     toggle('Explain', 'explains', 'What the sliders and the charts mean, on the page', explain, set.explain),
@@ -461,14 +462,15 @@ function charts(page) {
 function idea(page, marked) {
   const kept = svg('path', {class: 'kept'}), skipped = svg('path', {class: 'skipped'}), at = svg('path', {class: 'at'})
   const plot = svg('svg', {preserveAspectRatio: 'none', 'aria-hidden': 'true'}, skipped, kept, at)
-  const cut = el('div', {class: 'cut', hidden: ''}), pics = el('div', {class: 'pics-at'}), title = el('span', {}, 'One batch'), says = el('small')
-  const top = el('span', {class: 'top'}), curve = el('div', {class: 'curve', role: 'img'}, plot, top, cut)
+  const top = el('span', {class: 'top'}), line = el('div', {class: 'cut', hidden: ''}), curve = el('div', {class: 'curve', role: 'img'}, plot, top, line)
+  const pics = el('div', {class: 'pics-at'}), title = el('span', {}, 'One batch'), says = el('small')
   const node = el('section', {class: 'idea', 'aria-label': 'One batch, the hardest first'}, el('h2', {}, title, ' ', says), curve, pics)
   let batch = null, now = null, moved = {}, told = ''
   const side = () => page.choices.methods[now?.method]?.knobs.length ? 'method' : 'other'
-  const guess = () => {  // where the sliders as they stand would cut this batch
-    const pre = SIDES[side()][1], own = Object.fromEntries(['loss_perc', 'sample_perc'].map(k => [k, moved[pre + k] ?? now?.[pre + k]]))
-    return Object.keys(moved).some(k => k in {[pre + 'loss_perc']: 1, [pre + 'sample_perc']: 1}) && now ? cutOf(now[side()], batch.losses, own) : null
+  const guess = () => {  // where the sliders as they stand would cut this batch, once they have been moved
+    const pre = SIDES[side()][1], keys = ['loss_perc', 'sample_perc']
+    if (!now || !keys.some(k => pre + k in moved)) return null
+    return cutOf(now[side()], batch.losses, Object.fromEntries(keys.map(k => [k, moved[pre + k] ?? now[pre + k]])))
   }
   const draw = () => {
     node.classList.toggle('empty', !batch)
@@ -477,25 +479,34 @@ function idea(page, marked) {
       text(title, 'One batch')
       return text(says, 'After the first step: its samples sorted by what they were judged by, and where the method cuts.')
     }
-    const n = batch.losses.length, would = guess(), line = would ?? batch.cut, is = would === null ? i => batch.kept[i] : i => i < would
-    const count = would ?? batch.kept.filter(Boolean).length
-    plot.setAttribute('viewBox', `0 0 ${n} 100`)
-    text(top, `${batch.score} up to ${batch.losses[0]}`)
+    const n = batch.losses.length, would = guess(), is = would === null ? i => batch.kept[i] : i => i < would
+    const count = would ?? batch.kept.filter(Boolean).length, cut = would ?? batch.cut
     kept.setAttribute('d', barsPath(batch.losses, is))
     skipped.setAttribute('d', barsPath(batch.losses, i => !is(i)))
-    cut.hidden = line === null || line === undefined || line >= n
-    cut.style.left = `${100 * line / n}%`
-    node.style.setProperty('--c', `var(--${side() === 'method' ? 'a' : 'b'})`)
-    text(title, `One batch of ${batch.name}, sorted by ${batch.score}`)
-    const words = would === null ? `it kept ${count} of ${n}` : `here it would keep ${count} of ${n}; the next batch shows`
-    told = words
-    curve.setAttribute('aria-label', `${n} samples from the hardest, ${batch.score} ${batch.losses[0]}, to the easiest, ${batch.losses[n - 1]}; ${words}`)
-    pics.replaceChildren(...(batch.images || []).map(o => {
-      const b = picture(o, batch.score, is(o.i) ? 'kept' : 'skipped', marked)
-      b.style.left = `clamp(1.4em, ${100 * (o.i + .5) / n}%, 100% - 1.4em)`
-      return b
-    }))
+    line.hidden = cut === null || cut === undefined || cut >= n
+    line.style.left = `${100 * cut / n}%`
+    for (const o of pics.children) for (const c of ['kept', 'skipped']) o.classList.toggle(c, is(Number(o.dataset.i)) === (c === 'kept'))
+    told = would === null ? `it kept ${count} of ${n}` : `here it would keep ${count} of ${n}; the next batch shows`
+    curve.setAttribute('aria-label', `${n} samples, the hardest first: ${batch.score} ${losses(0)} to ${losses(n - 1)}; ${told}`)
     mark()
+  }
+  const losses = i => Number.isFinite(batch.losses[i]) ? String(batch.losses[i]) : 'not finite'
+  const take = o => {
+    batch = o
+    moved = {}
+    marked.at = null
+    if (batch) {
+      const n = batch.losses.length
+      plot.setAttribute('viewBox', `0 0 ${n} 100`)
+      text(title, `One batch of ${batch.name}, sorted by ${batch.score}`)
+      text(top, `${batch.score} up to ${losses(0)}`)
+      pics.replaceChildren(...(batch.images || []).map(o => {
+        const b = picture(o, batch.score, batch.kept[o.i] ? 'kept' : 'skipped', marked)
+        b.style.left = `clamp(1.4em, ${100 * (o.i + .5) / n}%, 100% - 1.4em)`
+        return b
+      }))
+    }
+    draw()
   }
   const mark = () => {
     const i = marked.at
@@ -511,7 +522,13 @@ function idea(page, marked) {
     if (batch) text(says, what ? `▲ ${what}` : told)
   }
   marked.tell.push(mark)
-  return {node, take(o) { batch = o; moved = {}; marked.at = null; draw() }, show(s) { now = s.now; draw() }, slid(k, v) { moved[k] = v; if (batch) draw() }}
+  return {node, take, show(s) {
+    const other = now?.method !== s.now.method || now?.other !== s.now.other
+    now = s.now
+    if (!other) return
+    node.style.setProperty('--c', `var(--${side() === 'method' ? 'a' : 'b'})`)
+    draw()
+  }, slid(k, v) { moved[k] = v; if (batch) draw() }}
 }
 
 // A sample; a click marks it on the curve

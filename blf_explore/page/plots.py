@@ -152,7 +152,7 @@ def samples_spec(
     full = max((o.get('n_iter') or 1)*(o.get('bs') or 1) for o in rec.info.get('fits', [rec.info]))
     race = len(runs)>1
     bars = [dict(type='bar', x=[e+.5 for e in seen['epoch']], y=seen['n_seen'], width=.84, name='seen',
-                 marker=dict(color='#e4e4e4'), hoverinfo='skip')]
+                 marker=dict(color='#ececec', line=dict(color='#8a8a8a', width=1)), hoverinfo='skip')]
     lines,shapes,notes = [],[],[]
     for i,o in enumerate(runs):
         s,at = epoch_sums(o.rec),(.29+.42*i if race else .5)
@@ -305,7 +305,7 @@ def time_spec(
     data = [b for i,o in enumerate(_runs(rec, other))
             for b in _stack(o, .28+.44*i, unit, k, race, dict(showlegend=False) if race and i else {})]
     t_plain = plain_step(rec, other) # sampled in both runs, so that both are measured alike
-    plain = [t_plain*n for n in s['n_batch']]
+    plain = [t_plain*n*done/n_iter for n,done,n_iter in zip(s['n_full'], s['n_batch'], s['n_iter'])]
     if methods==[rec.method] and rec.method!='plain':
         fill = dict(color=colors['plain'], opacity=.75)
         data.append(_bar('plain', s['epoch'], .72, plain, [0.]*len(plain), fill, unit, k))
@@ -337,7 +337,7 @@ def agreement_spec(
         x = _starts(o.rec, rows)
         data.insert(i, line(rows, x, 'random pick, same size' + (f' as {o.name}' if i else ''), 'random_sign_agreement',
                             line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
-                            opacity=.55 if i else 1, showlegend=not i))
+                            showlegend=not i))
         data.append(line(rows, x, o.name if len(runs)>1 else f'kept by {o.name}', 'sign_agreement', line=_line(o)))
     data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
                      line=dict(color='#444', width=1.5, dash='dash')))

@@ -141,9 +141,11 @@ field_units = dict(label_noise='%', redundancy='%', pace='batches/s') # of those
 def _plain_number(name, text):
     "A number with a point or a comma before its decimals."
     t = text.replace(' ', '').replace('\u00a0', '')
-    if ',' in t and '.' in t or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
-        whole = re.sub(r'[.,]\d{1,2}$', '', t) if ',' in t and '.' in t else t
-        raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {re.sub('[.,]', '', whole)}")
+    both = ',' in t and '.' in t
+    if both or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
+        whole,_,rest = re.sub('[.,](?=[^.,]*$)', ' ', t).partition(' ') if both else (t, '', '')
+        such = re.sub('[.,]', '', whole)+('.'+rest if both else '')
+        raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {such}")
     try: v = float(t.replace(',', '.'))
     except ValueError: v = math.nan
     if math.isfinite(v): return v
@@ -475,13 +477,12 @@ class Session:
         settings:dict, # The dashboard's own, shared with it: a slider that moves meanwhile is in them
         data:dict, # Keeps the data set that was loaded last, for the next session
         changed, # Called when there is something new to show
-        allow:Allow=None, # What may be reached; None: everything. Raises as `check_settings` does
-        past=() # Runs of the same set-up with other seeds: (settings, records) of each
+        allow:Allow=None # What may be reached; None: everything. Raises as `check_settings` does
     ):
         if allow is not None: check_settings(allow, **settings)
         self.settings,self.data,self.changed,self.lock = settings,data,changed,threading.RLock()
         self.lanes,self.turns,self.error,self.ready,self.stopped = [],None,None,False,False
-        self.what,self.want,self.single,self.past = 'Loading PyTorch and fastai',None,False,list(past)
+        self.what,self.want,self.single = 'Loading PyTorch and fastai',None,False
         self.trained = ['method'] if settings['other']=='none' else list(sides)
         self.n_step,self.n_steps = 0,2+2*len(self.trained)+self._needs_holdout # as `_steps` announces them
         self.thread = threading.Thread(target=self._prepare, daemon=True, name='blf_explore prepare')
@@ -602,20 +603,6 @@ class Session:
         if not self.ready: return
         self.turns.rate = self.settings['pace']
         for o in self.lanes: o.learn.selection.set(**o.knobs(self.settings))
-
-    def again(self)->'Session':
-        """The same set-up with the next seed, ready to be run; this session is over. `past` has its records and those before it, if no slider
-        was moved in it: then it was not of one set-up. Raises `ValueError` where it has not come to its end."""
-        if not self.done: raise ValueError("the run has not come to its end: let it, before another seed is trained")
-        moved = any(r.rows['changes'] for r in self.records if r is not None)
-        past = self.past if moved else [*self.past, (dict(self.settings), self.records)]
-        self.stop()
-        return Session(self.settings | dict(seed=(self.settings['seed']+1)%2**32), self.data, self.changed, past=past)
-
-    @property
-    def seeds(self):
-        "Records of all seeds of this set-up, [method's, other's or None] of each: those of earlier ones, and this one's if it has come to its end."
-        return [r for _,r in self.past] + ([self.records] if self.done else [])
 
     def stop(self, timeout=10):
         "End the training within a batch, and wait for that; what is still loading gives up when it can."
