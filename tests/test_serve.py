@@ -1,5 +1,5 @@
 "The dashboard's server: who is let in, whose run is whose, a class that watches, and what breaks on purpose."
-import asyncio, gzip, json, os, random, re, signal, subprocess, sys, tempfile, time
+import asyncio, gzip, io, json, os, random, re, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -7,7 +7,7 @@ import psutil, pytest
 from tornado import testing
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
-from blf_explore.page.serve import (Board, Files, House, Hub, Page, Poll, application, bins, day_secret, good_host, good_origin, own_limit, read_message,
+from blf_explore.page.serve import (Board, Files, House, Hub, Page, Poll, Progress, application, bins, day_secret, good_host, good_origin, own_limit, read_message,
                                     reading, token_of)
 from blf_explore.page.sessions import check_settings, page_choices
 from browser import appears, launch, open_page, until as true_on
@@ -132,6 +132,22 @@ def test_a_secret_holds_for_half_a_day(tmp_path):
 def test_own_dashboards_grow_with_memory_and_cores():
     assert own_limit(100, 1)==1 and own_limit(1e6, 2)==20 and own_limit(1e6, 4)==40
     assert own_limit(1000, 8)<own_limit(2000, 8)<own_limit(16000, 8)
+
+class Terminal(io.StringIO):
+    def __init__(self, tty): super().__init__(); self.tty = tty
+    def isatty(self): return self.tty
+
+def test_what_is_loaded_is_a_bar_on_a_terminal_and_a_line_elsewhere():
+    steps = [dict(type='loading', what=o, i=i, n=4) for i,o in enumerate(['numpy','torch','fastai','data'])]
+    for tty in (True, False):
+        p = Progress(out := Terminal(tty))
+        for o in (*steps, dict(type='ready'), *steps, dict(type='ready')): p.show(o) # a second trainer is started in silence
+        said = out.getvalue()
+        if not tty: assert said=='Loading PyTorch and fastai, while the page opens.\nReady to train.\n'
+        else: assert [len(o) for o in re.findall(r'\[(#*) *\]', said)]==[0,3,6,9] and said.endswith('\r\033[KReady to train.\n') and said.count('\n')==1
+    p = Progress(out := Terminal(False))
+    p.show(dict(type='problem', say='ImportError: no torch'))
+    assert 'ImportError: no torch' in out.getvalue()
 
 # ---- who is here, without sockets, processes and time
 

@@ -663,7 +663,8 @@ class House:
 
     def __post_init__(self):
         self.numbers = self.host not in loopback
-        own = {socket.gethostname().lower(), socket.getfqdn().lower(), self.host.lower()} if self.numbers else set()
+        name = socket.gethostname().lower()
+        own = {name, f'{name}.local', self.host.lower()} if self.numbers else set() # what else it is called, --allow-host says: asking may take long
         self.names = own | set(self.allowed)
         self.roles = {'': 'teacher', 'watch': 'watch', 'own': 'own'} if self.hub.is_class else {'': 'own'} # {path: role}
         if self.hub.is_class and not self.hub.limit: del self.roles['own']
@@ -711,7 +712,7 @@ def reachable(
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as s:
                 s.connect((to, 9))
-                res.append(s.getsockname()[0])
+                res = res or [s.getsockname()[0]]
         except OSError: pass
     name = socket.gethostname()
     return [*res, *([name] if name and not _is_address(name) else [])] or ['localhost']
