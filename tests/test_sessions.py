@@ -31,7 +31,6 @@ def test_no_lane_ends_before_the_last_batch_of_all():
 
 def test_the_step_beforehand_is_taken_in_the_lanes_thread_and_leaves_no_trace(monkeypatch):
     import random, torch
-    from blf_explore.engine import traces
     from blf_explore.page import sessions
     seen,own = [],sessions.Lane._warm_up
     def look(lane):
