@@ -1415,6 +1415,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'blf_explore.page.serve.Hub._room': ('page/serve.html#hub._room', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub._tell_watcher': ( 'page/serve.html#hub._tell_watcher',
                                                                                       'blf_explore/page/serve.py'),
+                                        'blf_explore.page.serve.Hub._tell_watchers': ( 'page/serve.html#hub._tell_watchers',
+                                                                                       'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub._watch': ('page/serve.html#hub._watch', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub._watched': ( 'page/serve.html#hub._watched',
                                                                                  'blf_explore/page/serve.py'),
