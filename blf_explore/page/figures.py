@@ -414,7 +414,7 @@ def _holdout_loss(data, sample_perc, epoch):
     ks = list(range(1, n+1))
     panels = [_panel('Each image', 'holdout loss (nats)', 'loss (nats)', [_series('line', xs, [o+cut for o in xs], 'RHO-LOSS keeps what is above', rho), _series('line', xs, [losses[by_loss[k-1]] for _ in xs], 'HNM keeps what is above', hnm),
                      dots(True, False, 'kept', rho), dots(True, True, 'kept, label wrong', rho, symbol='cross'), dots(False, False, 'skipped', _colors['skipped']),
-                     dots(False, True, 'skipped, label wrong', _colors['ink'], symbol='cross')], [], [0, 13], [0, 8]),
+                     dots(False, True, 'skipped, label wrong', _colors['ink'], symbol='cross')], [], [0, 9], [0, 8]),
               _panel('Wrong labels among the kept', 'images kept (% of the batch)', 'wrong labels (% of the kept)', [_series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(b, ks)], 'HNM', hnm),
                      _series('line', [100*o/n for o in ks], [100*o/m for o,m in zip(a, ks)], 'RHO-LOSS', rho)],
                      [_mark('hline', 100*a[-1]/n, 'in the whole batch'), _mark('vline', 100*k/n, '')], [0, 100], [0, 105])]

@@ -11,7 +11,7 @@ BLF.compute.holdout_loss = (data, { sample_perc, epoch }) => {
   const panels = [panel('Each image', 'holdout loss (nats)', 'loss (nats)', [series('line', xs, xs.map(o => o + cut), 'RHO-LOSS keeps what is above', rho),
       series('line', xs, xs.map(() => losses[byLoss[k - 1]]), 'HNM keeps what is above', hnm),
       dots(true, false, 'kept', rho), dots(true, true, 'kept, label wrong', rho, cross), dots(false, false, 'skipped', color.skipped),
-      dots(false, true, 'skipped, label wrong', color.ink, cross)], [], [0, 13], [0, 8]),
+      dots(false, true, 'skipped, label wrong', color.ink, cross)], [], [0, 9], [0, 8]),
     panel('Wrong labels among the kept', 'images kept (% of the batch)', 'wrong labels (% of the kept)', [series('line', ks.map(o => 100 * o / n), ks.map((m, i) => 100 * b[i] / m), 'HNM', hnm),
       series('line', ks.map(o => 100 * o / n), ks.map((m, i) => 100 * a[i] / m), 'RHO-LOSS', rho)],
       [mark('hline', 100 * last(a) / n, 'in the whole batch'), mark('vline', 100 * k / n, '')], [0, 100], [0, 105])];
