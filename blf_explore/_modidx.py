@@ -206,6 +206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'blf_explore.compare.make_learner': ('evidence/compare.html#make_learner', 'blf_explore/compare.py'),
                                      'blf_explore.compare.median_interval': ( 'evidence/compare.html#median_interval',
                                                                               'blf_explore/compare.py'),
+                                     'blf_explore.compare.rerun': ('evidence/compare.html#rerun', 'blf_explore/compare.py'),
                                      'blf_explore.compare.run_one': ('evidence/compare.html#run_one', 'blf_explore/compare.py'),
                                      'blf_explore.compare.time_to_reach': ('evidence/compare.html#time_to_reach', 'blf_explore/compare.py'),
                                      'blf_explore.compare.verdict': ('evidence/compare.html#verdict', 'blf_explore/compare.py')},
