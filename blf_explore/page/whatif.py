@@ -86,7 +86,7 @@ def what_if_figure(
     plainly = 'a plain training' if record.method=='plain' else f'a training with {record.method}'
     data = what_if_data(record)
     mass = _masses(data)
-    first = f' Signs were measured from {percent(data["agreement"][0]["kept"][0])} of the samples on: below, their curve stays level.' if data['agreement'] else ''
+    first = f' Below {percent(data["agreement"][0]["kept"][0])} of the samples signs were not measured: their curve stays level there.' if data['agreement'] else ''
     return Figure('what_if', 'What would have happened at another setting?',
                   f'Worked out from the losses of {plainly}. One that selects learns otherwise, so that its losses differ: lesson 11 says by how much.{first}',
                   [Knob('loss_perc', 'loss_perc: share of the loss to keep', 0, 1, .01, .9), Knob('sample_perc', 'sample_perc: least share of the samples', 0, 1, .01, 0)],
