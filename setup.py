@@ -21,7 +21,7 @@ setup(name=cfg['lib_name'], version=version(), description=cfg['description'], k
     url=f"https://github.com/{cfg['user']}/{cfg['repo']}",
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']),
-    package_data={cfg['lib_name']: ['records/*.json', 'records/*.xz', 'records/*.npz'], cfg['lib_name']+'.page': ['*.ipynb', '*.js', '*.css', '*.html', 'templates/*.j2', 'drag/*'], cfg['lib_name']+'.engine': ['*.xz']},
+    package_data={cfg['lib_name']: ['records/*.json', 'records/*.xz', 'records/*.npz'], cfg['lib_name']+'.page': ['*.js', '*.png', '*.css', '*.html', 'drag/*'], cfg['lib_name']+'.engine': ['*.xz']},
     license_files=['LICENSE', 'NOTICE'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split()), zip_safe=False,

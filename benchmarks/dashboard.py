@@ -28,7 +28,7 @@ def latency(n, other):
         page.get_by_role('button', name='Run', exact=True).click()
         page.wait_for_function("document.querySelector('.blf').dataset.batches > 60", timeout=60_000)
         page.evaluate(_watch)
-        slider = page.get_by_role('slider', name='loss_perc', exact=True)
+        slider = page.get_by_role('slider', name='loss_perc of A', exact=True)
         slider.focus()
         for i in range(n):
             slider.press('ArrowLeft' if i//20%2==0 else 'ArrowRight')

@@ -70,7 +70,7 @@ def main():
     p.add_argument('--step', type=float, nargs='+', metavar='KEPT', help='only what a step costs at these shares kept')
     args = p.parse_args()
     if args.step: return print('; '.join(f'{k:.0%} kept: {r:.2f} of a plain step' for k,r in step_costs(args.step).items()))
-    setups = {o: from_query(o) for o in args.setups} or dashboard_presets
+    setups = {o: from_query(o)[0] for o in args.setups} or dashboard_presets
     cols = 'set-up','seed','both runs, s','BLF / plain, time','of plain sums','BLF, s','plain, s','BLF, %','plain, %','kept, %','in each epoch'
     print(f"| {' | '.join(cols)} |\n{'|---'*len(cols)}|", flush=True)
     for name,settings in setups.items():

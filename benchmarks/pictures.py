@@ -24,7 +24,7 @@ def end(page, n, name):
 with serve() as url, chromium() as page:
     begin(page, url, 'name=digits&bs=64&epochs=20&pace=60')
     at_least(page, 190)
-    slider = page.get_by_role('slider', name='loss_perc', exact=True)
+    slider = page.get_by_role('slider', name='loss_perc of A', exact=True)
     box = slider.bounding_box()
     y,x = box['y']+box['height']/2,lambda v: box['x']+8+(box['width']-16)*v
     page.mouse.move(x(.9), y)

@@ -1,8 +1,8 @@
 "`blf-dashboard`: bad input, ports, the page it serves and the process behind the page."
-import json, os, re, socket, subprocess, sys
+import os, re, socket, subprocess, sys
 from pathlib import Path
 import psutil, pytest
-from browser import appears, chromium, serving, stop
+from browser import appears, chromium, serving, stop, until
 from waits import gone, wait_until
 
 command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dashboard())"
@@ -31,13 +31,17 @@ command = "import sys; from blf_explore.page.cli import dashboard; sys.exit(dash
     (['--port', '0'],                               ['port=0', '65535']),
     (['--port', '70000'],                           ['port=70000', '65535']),
     (['--port', 'http'],                            ["port='http'"]),
+    (['--class', '--own', '-1'],                    ['own=-1', '0 to 1000']),
+    (['--own', '0'],                                ['own=0', '--class']),
+    (['--own', 'all'],                              ["own='all'"]),
+    (['--allow-host', 'http://hub/'],               ["allow_host='http://hub/'", 'hub.school.example']),
     (['--epochs'],                                  ['--epochs']),
     (['--speed', '3'],                              ['--speed', '--help']),
     (['--what-if', 'not-here.npz'],                 ['--what-if', "path='not-here.npz' is not a file"]),
     (['--what-if', __file__],                       ['--what-if', 'is not a whole blf_explore record']),
 ], ids=lambda o: ' '.join(o))
 def test_bad_input_gets_one_sentence_at_once(options, names, tmp_path):
-    code = "import sys; from blf_explore.page.cli import dashboard; c = dashboard(); print({'torch','fastai','voila'} & set(sys.modules)); sys.exit(c)"
+    code = "import sys; from blf_explore.page.cli import dashboard; c = dashboard(); print({'torch','fastai','plotly','tornado'} & set(sys.modules)); sys.exit(c)"
     res = subprocess.run([sys.executable, '-c', code, *options], cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode==2, res.stderr
     assert res.stdout=='set()\n', 'nothing is printed, nothing heavy imported'
@@ -63,63 +67,48 @@ def test_a_failing_pip_is_one_sentence_with_the_command(tmp_path):
     assert f'{sys.executable} -m pip install "blf-no-such-thing>=1"' in res.stderr.splitlines()[-1]
 
 class Served:
-    "A running `blf-dashboard`: what it printed, its address, the processes of its pages."
+    "A running `blf-dashboard`: what it printed first, its address, the process that trains."
     def __init__(self, *options, **kwargs):
         self.proc = subprocess.Popen([sys.executable, '-c', command, '--no-browser', *options], stdout=subprocess.PIPE,
-                                     stderr=subprocess.DEVNULL, text=True, **kwargs)
+                                     stderr=subprocess.STDOUT, text=True, **kwargs)
         serving.append(self.proc)
         self.line = self.proc.stdout.readline().strip() # an empty one if it ended
         self.url = self.line.split()[1] if self.line else None
     @property
-    def kernels(self): return psutil.Process(self.proc.pid).children(recursive=True) if self.proc.poll() is None else []
+    def trainers(self): return psutil.Process(self.proc.pid).children(recursive=True) if self.proc.poll() is None else []
     def interrupt(self):
         if self.proc in serving: serving.remove(self.proc)
         return stop(self.proc)
 
-@pytest.fixture(scope='module')
-def hostile(tmp_path_factory):
-    "A folder and settings of Jupyter that a dashboard must not be led astray by: (folder, environment)."
-    d = tmp_path_factory.mktemp('hostile')
-    (d/'torch.py').write_text('raise Exception("imported from the folder the command was typed in")')
-    (d/'voila.json').write_text(json.dumps({'VoilaConfiguration': {'template': 'no-such-template'}}))
-    spec = d/'share'/'kernels'/'python3' # comes before the environment's own
-    spec.mkdir(parents=True)
-    (spec/'kernel.json').write_text(json.dumps(dict(argv=['false'], display_name='of another environment', language='python')))
-    return d, os.environ | {'JUPYTER_PATH': str(d/'share'), 'JUPYTER_CONFIG_DIR': str(d/'config')}
-
-@pytest.fixture(scope='module')
-def served(hostile):
-    d,env = hostile
-    res = Served('--name', 'digits', '--redundancy', '.5', '--loss-perc', '.35', '--other', 'SB', '--other-beta', '2.25', '--port', '8950', cwd=d, env=env)
-    yield res
-    res.interrupt()
-
 @pytest.mark.browser
-def test_page_loads_runs_and_ends_with_its_process(served, hostile):
+def test_page_loads_runs_and_ends_with_its_server(tmp_path):
+    (tmp_path/'torch.py').write_text('raise Exception("imported from the folder the command was typed in")')
+    served = Served('--name', 'digits', '--redundancy', '.5', '--loss-perc', '.35', '--other', 'SB', '--other-beta', '2.25', '--port', '8950', cwd=tmp_path)
     errors,hosts = [],set()
-    with chromium() as page:
-        page.on('console', lambda o: errors.append(o.text) if o.type=='error' else None)
-        page.on('pageerror', lambda o: errors.append(str(o)))
-        page.on('request', lambda o: hosts.add(o.url.split('/')[2]) if o.url.startswith('http') else None)
-        page.goto(served.url, wait_until='commit')
-        appears(page, '#loading_text:has-text("Loading the dashboard")')
-        appears(page, 'button:has-text("Run")')
-        assert page.title()=='Selective training, live'
-        assert page.locator('#loading').count()==0
-        for o in ('0.35','2.25'): appears(page, f'output:text("{o}")') # the options have reached the page
-        assert page.get_by_label('repeats', exact=True).input_value()=='0.5'
-        assert '/' not in page.inner_text('body').split('Run')[0], 'no source, no warning above the dashboard'
-        kernel, = served.kernels
-        assert kernel.cmdline()[0]==sys.executable and Path(kernel.cwd())==hostile[0].resolve()
-        appears(page, 'button:has-text("Step"):enabled') # PyTorch and the data are there
-        assert errors==[]
-        assert hosts=={served.url.split('/')[2]}, 'nothing is asked of another server'
-        page.close()
-        gone([kernel]) # with its page
-    written = {o.name for o in (hostile[0]/'config').glob('*')}
-    assert written <= {'migrated'}, "the user's settings were touched" # any Jupyter program notes there when it first ran
+    try:
+        with chromium() as page:
+            page.on('console', lambda o: errors.append(o.text) if o.type=='error' else None)
+            page.on('pageerror', lambda o: errors.append(str(o)))
+            page.on('request', lambda o: hosts.add(o.url.split('/')[2]) if o.url.startswith('http') else None)
+            page.goto(served.url, wait_until='commit')
+            appears(page, 'button:has-text("Run")') # before PyTorch is there
+            assert page.title()=='Selective training, live'
+            for o in ('0.35','2.25'): appears(page, f'output:text("{o}")') # the options have reached the page
+            trainer, = served.trainers
+            assert trainer.cmdline()[0]==sys.executable and Path(trainer.cwd())==tmp_path.resolve()
+            appears(page, 'button:has-text("Step"):enabled') # PyTorch and the data are there
+            page.click('button.run')
+            until(page, "document.querySelector('.blf').dataset.batches > 3")
+            until(page, "document.querySelector('.chart.samples .plot .js-plotly-plot, .chart.samples .js-plotly-plot')") # plotly's file has come
+            assert errors==[]
+            assert hosts=={served.url.split('/')[2]}, 'nothing is asked of another server'
+            page.close()
+            assert served.interrupt()==0
+            gone([trainer])
+            said = served.proc.stdout.read().splitlines()
+            assert said==['Ctrl-C stops it.', 'Loading PyTorch and fastai, while the page opens.', 'Ready to train.'], 'a page that left is no news'
+    finally: served.interrupt()
 
-@pytest.mark.browser
 def test_busy_port_then_ctrl_c(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -129,10 +118,25 @@ def test_busy_port_then_ctrl_c(tmp_path):
         try:
             m = re.fullmatch(rf'Dashboard: http://localhost:(\d+)/ \(port {port} was busy\)', served.line)
             assert m and port < int(m[1]) <= port+50, served.line
-            with chromium() as page:
-                page.goto(served.url, wait_until='commit')
-                wait_until(lambda: served.kernels, what="the page's process")
-                kernels = served.kernels
-                assert served.interrupt()==0
-                gone(kernels)
+            wait_until(lambda: served.trainers, what='the process that trains')
+            trainers = served.trainers
+            assert served.interrupt()==0
+            gone(trainers)
         finally: served.interrupt()
+
+def test_a_class_and_a_network_get_addresses_with_tokens(tmp_path):
+    env = os.environ | {'XDG_CACHE_HOME': str(tmp_path)}
+    for options,n in ((['--class', '--own', '3'], 3), (['--host', '0.0.0.0'], 1), (['--allow-host', 'hub.example'], 1)):
+        served = Served(*options, '--port', '8951', cwd=tmp_path, env=env)
+        try:
+            lines = [served.line, *(served.proc.stdout.readline().strip() for _ in range(n-1))]
+            urls = [re.search(r'http://(\S+):\d+/(watch|own|)\?token=([\w]{10,})$', o) for o in lines]
+            assert all(urls), lines
+            assert [o[2] for o in urls]==['', 'watch', 'own'][:n] and len({o[3] for o in urls})==min(n, 2)
+            assert (urls[0][1]=='localhost')==('--host' not in options)
+        finally: served.interrupt()
+
+def test_an_address_that_is_not_this_machines(tmp_path):
+    res = subprocess.run([sys.executable, '-c', command, '--no-browser', '--host', '192.0.2.200'], cwd=tmp_path, capture_output=True, text=True)
+    line, = res.stderr.splitlines()
+    assert res.returncode==1 and "host='192.0.2.200' cannot be served on" in line

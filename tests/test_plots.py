@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from blf_explore.gradients import GradientProbe
 from blf_explore.engine.record import Record, joined
-from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, headlines, kept_share, paid,
-    plot_accuracy, plot_agreement, plot_samples, plot_time, samples_so_far, samples_spec, seconds_so_far, time_spec,
-    times_beside)
+from blf_explore.page.plots import (accuracy_spec, agreement_spec, band, diverged, epoch_sums, epoch_times, evidence, headlines, kept_share, paid,
+    plot_accuracy, plot_agreement, plot_samples, plot_time, samples_so_far, samples_spec, saved, seconds_so_far, time_spec,
+    times_beside, verdict)
 from core_tools import *
 
 N_ITER,BS = 4,8
@@ -169,7 +169,7 @@ def test_headlines_of_one_epoch():
     a,b = run((4, 4, 4), kept=4),run((4, 4), kept=2, method='HNM')
     said = headlines({'BLF': a, 'HNM': b})
     assert said['samples'][-1]==['epoch 2: 50% · 25%', ''] and said['accuracy'][-1]==['after epoch 2', '']
-    assert 'in epoch 2' in said['time'][-1][0]
+    assert '2 epochs' in said['time'][-1][0]
     assert ''.join(t for t,_ in said['samples'][:-1])=='BLF 4 · HNM 2 of 8'
     b.rows['batches'][-1]['n_seen'] = 5 # its last batch was a smaller one
     assert [t for t,_ in headlines({'BLF': a, 'HNM': b})['samples']][1:5:3]==['4 of 8', '2 of 5']
@@ -196,7 +196,7 @@ def test_joined_fits_of_other_batch_sizes(tmp_path):
     assert kept_share(r, n_points=10**9)[0].tolist()==pytest.approx([.125, .375, .625, .875, 1.25, 1.75, 2.25])
     s = epoch_sums(r)
     assert s['n_iter']==[4, 2, 2] and s['n_batch']==[4, 2, 1] and times_beside(r)==[8., 4., 2.]
-    assert samples_spec(r)['layout']['yaxis']['range'][1]==pytest.approx(1.04*N_ITER*BS)
+    assert samples_spec(r)['layout']['yaxis']['range'][1]==pytest.approx(1.2*N_ITER*BS) # headroom for the words at a moved slider
 
 def test_no_torch():
     code = "import sys, blf_explore.page.plots; print([o for o in ('torch','fastai') if o in sys.modules])"
@@ -227,3 +227,112 @@ def test_every_figure_has_an_axis_with_a_name_and_a_trace(a_run, plot):
 def test_accuracy_is_the_records(a_run):
     fig = plot_accuracy({'BLF': a_run}, metric='accuracy_')
     assert [list(o.y) for o in fig.data if o.y is not None and len(o.y)==3][0]==pytest.approx((100*a_run.epochs.accuracy_).tolist()) # percent
+
+# ---- the answer
+
+def timed(*seconds, method='BLF', accs=None, losses=None, **info):
+    "A run of one batch an epoch, with these times."
+    r = Record(method, dict(loss_perc=.9), n_epoch=len(seconds), n_iter=1, bs=8, **info)
+    for e,t in enumerate(seconds):
+        row = dict(epoch=e, n_seen=8, n_kept=2 if method=='BLF' else 8, t_score_s=t/4, t_select_s=0., t_train_s=3*t/4)
+        r.add('batches', batch=e, finite=True, n_trained=8, train_loss=losses[e] if losses else 1., **row)
+        r.add('epochs', valid_loss=1., accuracy=accs[e] if accs else .5, **row)
+    return r
+
+def plain(*seconds, **kw): return timed(*seconds, method='plain', **kw)
+
+@pytest.mark.parametrize('savings, says', [
+    ([10, 20, 30], 'too close to call'), # 20 +- 4.30*10/sqrt(3) = 24.8
+    ([10, 20, 30, 10, 20, 30], 'it paid'), # 20 +- 2.57*8.94/sqrt(6) = 9.4
+    ([-10, -20, -30, -10, -20, -30], 'it did not pay'), ([52, -2, 1, 0, 2, -1], 'too close to call'), # one slow epoch of the other's
+    ([50], 'too close to call'), ([5, 5], 'it paid'), ([0, 0, 0], 'too close to call')], ids=str)
+def test_it_paid_only_beyond_the_spread_of_its_epochs(savings, says):
+    d = saved(timed(*[1-o/100 for o in savings]), plain(*[1.]*len(savings)))
+    n,mean = len(savings),sum(savings)/len(savings)
+    assert (d.n,d.says)==(n, says) and d.pct==pytest.approx(mean)
+    assert d.overhead==pytest.approx((100-mean)/4) # a quarter of each epoch is scoring
+    if n>1:
+        t = {2: 12.71, 3: 4.30, 6: 2.57}[n]
+        assert d.spread==pytest.approx(t*math.sqrt(sum((o-mean)**2 for o in savings)/(n-1)/n))
+    text = headlines({'BLF': timed(*[1-o/100 for o in savings]), 'plain': plain(*[1.]*n)})['time']
+    assert text[0][0]==f'{-mean:+.0f}%'.replace('-', '−') and f"plain, {n} epoch{'s'*(n>1)}: {says}; overhead" in text[1][0]
+
+def test_time_is_of_the_whole_run():
+    "Epochs of other lengths count by their lengths."
+    d = saved(timed(1., 8.), plain(2., 10.))
+    assert d.pct==pytest.approx(25.) # 9 of 12 seconds
+    assert saved(run((4, 4, 1)), run((4, 4, 1), method='plain', kept=BS)).n==2 # the third has hardly begun
+    assert saved(run((1,))).n==1 and saved(timed(1.)) is None # nothing was measured beside it
+
+def test_an_epoch_of_fewer_batches_is_beside_a_whole_one():
+    "InfoBatch and SeTa leave samples out of the epoch: half of the batches, half of the time."
+    r,p = run((2, 2), (.5, .6)),run((4, 4), (.5, .6), method='plain', kept=BS)
+    r.info['n_iter'] = 4
+    for o in r.rows['batches']+r.rows['epochs']: o['n_iter'] = 2
+    assert times_beside(r, p)==[5., 5.] and times_beside(r)==[8., 8.] and paid(r, p)==[50., 50.] # 2 s a plain step that was sampled
+    assert times_beside(p, r)==[2.5, 2.5] and saved(r, p).pct==50
+    dark = next(o for o in time_spec(r)['data'] if o['name']=='plain')
+    assert dark['y']==[8., 8.]
+
+def test_the_answer_of_one_seed():
+    a,b = timed(*[.8]*6, accs=[.5]*5+[.881]),plain(*[1.]*6, accs=[.5]*5+[.884])
+    says = 'BLF took 4.8 s beside plain’s 6.0 s (20% less: it paid), trained on 25% of the samples and reached 88.1% beside 88.4%; of one seed: run more to be sure.'
+    assert verdict({'BLF': a, 'plain': b})==says==verdict({'plain': b, 'BLF': a}) # the one that selects is judged
+    assert verdict({'BLF': timed(*[.8]*5, accs=[.5]*5), 'plain': b})!='' and verdict({})==''
+    b.info['n_epoch'] = 7
+    assert verdict({'BLF': a, 'plain': b})=='' # it has not ended
+    b.info['n_epoch'] = 6
+    a.add('changes', epoch=1, batch=1, setting='loss_perc', old=.9, new=.5)
+    assert verdict({'BLF': a, 'plain': b})==says[:-1]+'; a slider was moved on the way.'
+    b.rows['batches'][-1]['train_loss'] = math.nan
+    assert verdict({'BLF': a, 'plain': b})=='plain got out of hand: its losses are no numbers, from epoch 6 on: give a lower learning rate.'
+
+def test_the_answer_of_several_seeds():
+    def pair(t, gain): return [timed(*[t]*3, accs=[.5,.5,.8+gain/100]), plain(*[1.]*3, accs=[.5,.5,.8])]
+    pairs = [pair(t, g) for t,g in ((.9, -.2), (.8, -.3), (.7, -.4), (.95, -.1), (.6, -.9))]
+    def answer(ps): return verdict(dict(zip(('BLF','plain'), ps[-1])), ps[:-1])
+    assert answer(pairs)==('In the median of 5 seeds BLF took 20% less time than plain (−40% to −5%): it paid; it trained on 25% of the samples (25% to 25%) '
+                           'and ended −0.3 points of accuracy beside plain (−0.9 to −0.1): less accurate.')
+    assert answer(pairs[:4]).count('too close to call')==2 and answer(pairs[:4]).endswith('; fewer than five seeds decide nothing.')
+    mixed = answer([*pairs[:4], pair(1.1, .1)])
+    assert mixed.count('too close to call')==2 and 'decide nothing' not in mixed
+    swapped = verdict(dict(zip(('plain','BLF'), pairs[-1][::-1])), [o[::-1] for o in pairs[:-1]])
+    assert swapped==answer(pairs)
+
+@pytest.mark.parametrize('losses, says', [
+    ([2.3, 1., .5, .2, .1, .1, .1], ''), ([2.3, 1., math.nan, math.nan], 'its losses are no numbers, from epoch 3 on'), ([2.3, math.inf, math.inf], 'its losses are no numbers, from epoch 2 on'),
+    ([2.3, 99., 99., 99., 99., 99.], 'its losses are more than ten times as high as in the first batch, from epoch 2 on'), ([2.3, 2., 2., 2., 99., 2., 2.], ''),
+    ([.1, 2., 2.], ''), ([], '')], ids=str)
+def test_a_run_whose_losses_get_out_of_hand(losses, says):
+    r = timed(*[1.]*len(losses), losses=losses)
+    assert diverged(r)==says+(': give a lower learning rate' if says else '')
+    r.add('batches', epoch=len(losses), batch=len(losses), n_seen=8, n_kept=2, n_trained=0, finite=True, train_loss=math.nan, t_score_s=0., t_select_s=0., t_train_s=0.)
+    assert diverged(r)==says+(': give a lower learning rate' if says else '') # a queue that waits has no loss
+    for f in samples_spec,time_spec,agreement_spec: f(r)
+    tops = accuracy_spec({'BLF': r})['layout']
+    assert all(math.isfinite(o) for axis in ('yaxis','yaxis2') for o in tops[axis]['range'])
+    assert diverged(run())=='' # a record without losses
+
+def test_the_band_of_seeds():
+    b = band([run(accs=(.5, None, .7)), run(accs=(.1, .2, .3)), run((4, 4), (.4, .6))])
+    assert b==dict(x=[1, 2, 3], median=[.4, pytest.approx(.4), .5], low=[.1, .2, .3], high=[.5, .6, .7], n=[3, 2, 2]) and band([])['x']==[]
+
+def test_what_was_measured_before_is_the_shipped_records():
+    import numpy as np
+    folder = Path(__file__).parent.parent/'blf_explore'/'records'
+    results = [json.loads((folder/f'claims-{o}.json').read_text('utf-8')) for o in ('quick','full')]
+    rows = {r['key']: r['figures'] for r in results[0]['rows']}
+    s = dict(name='digits', network='convnet', method='SB', other='plain', label_noise=0., redundancy=0.)
+    def number(v): return f'{np.median(v):+.1f}'.replace('-', '−')
+    cases = [({}, rows['no-train']['whole']['SB'], 4), (dict(label_noise=.2), rows['wrong-labels']['above_plain']['20%']['SB'], 2),
+             (dict(redundancy=.9), rows['redundancy']['above_plain']['90%']['SB'], 2)]
+    for new,points,epochs in cases:
+        said = evidence(s | new, results)
+        assert f'SB {number(points)} points of accuracy' in said and f'as long as {epochs} epochs' in said
+        assert (' in every seed' in said)==(min(points)>0 or max(points)<0)
+    race = evidence(s | dict(other='HNM'), results)
+    assert f"SB {number(rows['no-train']['whole']['SB'])}" in race and f"HNM {number(rows['no-train']['whole']['HNM'])}" in race
+    big = evidence(s | dict(name='fashion_mnist', method='BLF'), results)
+    assert f"BLF {number(results[1]['rows'][0]['figures']['points']['100%']['BLF'])}" in big and 'as long as 8 epochs' in big
+    for new in (dict(network='mlp'), dict(name='cifar10'), dict(label_noise=.15), dict(label_noise=.2, redundancy=.5), dict(method='plain')):
+        assert evidence(s | new, results)=='The package has no evidence on this set-up: it was not measured.'

@@ -35,7 +35,7 @@ from .knobs import methods
 
 # %% ../../nbs/engine/01_record.ipynb #b55d0b5f
 # one method, one colour, in every figure; and what is no method
-colors = {k: m.color for k,m in methods.items()} | dict(random='#E69F00', scoring='#56B4E9', selecting='#F0E442', training='#0072B2')
+colors = {k: m.color for k,m in methods.items()} | dict(random='#BB8833', scoring='#4499CC', selecting='#888844', training='#0072B2')
 
 # %% ../../nbs/engine/01_record.ipynb #694f8bc0
 def versions(

@@ -31,7 +31,7 @@ from .plots import _axis, _layout
 _Style = namedtuple('_Style', 'color dash symbol')
 _dashes = ('solid','dash','dot','dashdot','longdash','longdashdot')
 _symbols = {'circle': '●', 'square': '■', 'diamond': '◆', 'triangle-up': '▲', 'x': '✖', 'star': '★'} # as plotly calls them, and as text
-_own = ('#E69F00','#56B4E9','#7A7A7A') # of functions that are not in the table of methods
+_own = ('#BB8833','#4499CC','#7A7A7A') # of functions that are not in the table of methods
 
 def run_styles(
     c # A `Comparison`

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'dashboard_presets', 'shipped',
-           'live_settings', 'check_settings', 'changed_settings', 'from_query']
+           'live_settings', 'field_units', 'Allow', 'check_settings', 'changed_settings', 'page_choices', 'read_field',
+           'show_field', 'field_notes', 'from_query', 'to_query']
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a007
-import importlib, math, random, threading, time
+import importlib, math, random, re, threading, time, weakref
+from collections import deque
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from ..engine.knobs import methods
 
 # %% ../../nbs/page/02_sessions.ipynb #a3aab635
@@ -61,7 +64,28 @@ def _in_range(k, v, typ, lo, hi):
         raise ValueError(f"{k}={v!r} is not accepted: give a {'whole ' if typ is int else ''}number from {lo:g} to {hi:g}")
     return typ(v) # JSON knows no NumPy numbers
 
+@dataclass(frozen=True)
+class Allow:
+    "What a set-up may reach besides what ships with the package. In a notebook's own kernel that is everything."
+    folders:tuple=None # Folders that `path` may name; None: any
+    download:bool=True # May a data set be fetched for which no folder is given?
+
+    def settle(self,
+        name:str, # Data set
+        path:str # Folder, or None
+    )->str: # The folder: the only one there is, where none is given and nothing may be fetched
+        """Raises `ValueError`, in one sentence, for what is not allowed. It does not look at the folder, so that nobody learns by asking what
+        folders there are."""
+        own = None if self.folders is None else [str(o) for o in self.folders]
+        if path is None and name not in shipped and name!='folder' and not self.download:
+            if own is None or len(own)!=1:
+                raise ValueError(f"name={name!r} would have to be fetched, which is not allowed here: choose one of {', '.join(map(repr, shipped))}")
+            path = own[0]
+        if path is None or own is None or Path(path).absolute() in [Path(o).absolute() for o in own]: return path
+        raise ValueError(f"path={path!r} is not allowed here: give {' or '.join(map(repr, own)) if own else 'none'}")
+
 def check_settings(
+    allow:Allow=None, # What may be reached; None: everything
     **settings # Any of `dashboard_defaults`
 )->dict: # All settings, defaults filled in; None for those that the two methods do not have
     """The settings, if the dashboard takes them. Imports no torch.
@@ -85,6 +109,7 @@ def check_settings(
         if s[a]==0 and s[b]==0:
             raise ValueError(f"{a}=0 and {b}=0 would keep nothing: give at least one of them a number above 0, up to 1")
     s['path'] = str(s['path']) if s['path'] else None
+    if allow is not None: s['path'] = allow.settle(s['name'], s['path'])
     if s['path'] and not Path(s['path']).is_dir():
         raise FileNotFoundError(f"path={s['path']!r} is not a folder: give one that holds the data set, or none")
     if s['name'] in shipped and s['path']: s['name'] = 'folder' # these are there already: what has a path is a folder of images
@@ -94,13 +119,77 @@ def check_settings(
 
 def changed_settings(
     old:dict, # All settings, as `check_settings` returns them
+    allow:Allow=None, # What may be reached; None: everything
     **new # Those to change
 )->dict: # All settings
     "`check_settings` of the old ones with the new. What belonged to a data set or a method that is replaced goes with it."
     gone = dict(path=None) if new.get('name', old['name'])!=old['name'] else {}
     for side,pre in sides.items():
         if new.get(side, old[side])!=old[side]: gone |= {pre+k: None for k in knob_names}
-    return check_settings(**(old | gone | new))
+    return check_settings(allow, **(old | gone | new))
+
+def page_choices()->dict: # What `LiveDashboard` and the served page hand to the page's script
+    "What can be chosen on the page, and by what name it goes there."
+    labels = {k: m.label for k,m in dashboard_methods.items()}
+    return dict(name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
+                methods={k: asdict(m) for k,m in dashboard_methods.items()}, presets=list(dashboard_presets), shipped=shipped)
+
+
+# %% ../../nbs/page/02_sessions.ipynb #7debf004
+field_units = dict(label_noise='%', redundancy='%', pace='batches/s') # of those that have one
+
+def _plain_number(name, text):
+    "A number with a point or a comma before its decimals."
+    t = text.replace(' ', '').replace('\u00a0', '')
+    both = ',' in t and '.' in t
+    if both or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
+        whole,_,rest = re.sub('[.,](?=[^.,]*$)', ' ', t).partition(' ') if both else (t, '', '')
+        such = re.sub('[.,]', '', whole)+('.'+rest if both else '')
+        raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {such}")
+    try: v = float(t.replace(',', '.'))
+    except ValueError: v = math.nan
+    if math.isfinite(v): return v
+    raise ValueError(f"{name}={text!r} is not a number: give one such as {show_field(name, dashboard_defaults.get(name) or .5)}")
+
+def _share(name, text):
+    "A share of 1 out of a field that is in percent: 10% and 10 are .1, and so is what is below 1, such as 0,1."
+    if text.endswith('%'): return _plain_number(name, text[:-1].strip())/100
+    v = _plain_number(name, text)
+    if v==1: raise ValueError(f"{name}={text!r} can be read in two ways: give '1%' or '100%'")
+    return v if 0<=v<1 else v/100
+
+def read_field(
+    name:str, # A setting
+    text:str # What was typed into its field: shares in percent, `pace` in batches a second
+): # Its value, as `check_settings` takes it
+    """What somebody typed, as a value within the setting's range. `label_noise` and `redundancy` take '10%', '10' and '0,1', all of them .1;
+    numbers take a comma for a point. Raises `ValueError`, in one sentence."""
+    if name not in dashboard_defaults: raise ValueError(f"{name}={text!r} is not a setting: choose from {', '.join(dashboard_defaults)}")
+    text = text.strip()
+    if name=='path': return text or None
+    if isinstance(dashboard_defaults[name], str): return text
+    if name not in _ranges: return _plain_number(name, text) # a slider's: its method says what it accepts
+    typ,lo,hi = _ranges[name]
+    v = _share(name, text) if field_units.get(name)=='%' else _plain_number(name, text)
+    if lo<=v<=hi and (typ is float or v==int(v)): return typ(v)
+    raise ValueError(f"{name}={text!r} is not accepted: give a {'whole ' if typ is int else ''}number from {show_field(name, lo)} to {show_field(name, hi)}")
+
+def show_field(
+    name:str, # A setting
+    value # Its value; None: not set
+)->str: # For the field: `read_field` gives the value back
+    "A value as its field shows it: shares in percent."
+    if value is None: return ''
+    if field_units.get(name)=='%': return f'{100*value:.10g}%'
+    return str(value) if isinstance(value, (str,int)) else f'{value:.10g}'
+
+def field_notes(
+    settings:dict, # The dashboard's
+    n_train:int=None # Samples of the training set, once it is loaded
+)->dict: # {field: sentence}
+    "What a field should say about its value: that the batch is the whole training set."
+    if n_train is None or settings['bs']<=n_train: return {}
+    return dict(bs=f"There are only {n_train:,} samples to train on: one batch holds them all, and an epoch is one batch.")
 
 # %% ../../nbs/page/02_sessions.ipynb #ef6f1d84
 class Turns:
@@ -151,6 +240,10 @@ class Turns:
             if i in self.active: self.active.remove(i)
             self.cond.notify_all()
 
+    def until_all_left(self):
+        "Block until no thread takes part any more."
+        with self.cond: self.cond.wait_for(lambda: not self.active)
+
     def _pass(self, i): self.turn = next((o for o in self.active if o>i), None)
 
     def _may(self, i):
@@ -187,10 +280,50 @@ class Turns:
             self.stopped = True
             self.cond.notify_all()
 
+# %% ../../nbs/page/02_sessions.ipynb #fa1e0002
+class InOrder:
+    "A lock for `with`, given to threads in the order in which they asked for it."
+    def __init__(self): self._lock,self._held,self._waiting = threading.Lock(),False,deque()
+
+    def __enter__(self):
+        with self._lock:
+            if not self._held:
+                self._held = True
+                return self
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.append(gate)
+        gate.acquire() # until it is handed on
+        return self
+
+    def __exit__(self, *_):
+        with self._lock:
+            if self._waiting: self._waiting.popleft().release() # it stays held: nobody can overtake
+            else: self._held = False
+
 # %% ../../nbs/page/02_sessions.ipynb #5f7e2276
 def lib(name): return importlib.import_module(f'blf_explore.{name}') # torch comes in here, behind the page's back
 
-one_trains = threading.Lock() # of all lanes of all dashboards: the random state is the process's, and so are its cores
+one_trains = InOrder() # of all lanes of all dashboards: the random state is the process's, and so are its cores
+
+class Apart:
+    """Work with random numbers of its own in a process where others train: from `begin` to `end` nobody else does, and then
+    the process has the random state back that it had."""
+    def __init__(self,
+        device='cpu', # Whose random state, besides that of the CPU
+        rng=None # As of `traces.rng_state`: where its random numbers begin; None: where the process's are
+    ): self.device,self.rng,self._turn = device,rng,ExitStack()
+
+    def begin(self): self._turn.enter_context(self._mine())
+    def end(self): self._turn.close()
+
+    @contextmanager
+    def _mine(self):
+        traces = lib('engine.traces')
+        with one_trains, traces.rng_untouched(self.device):
+            if self.rng is not None: traces.set_rng_state(self.rng, self.device)
+            try: yield
+            finally: self.rng = traces.rng_state(self.device)
 
 class Lane:
     """One training in a thread of its own: a plain `learn.fit_one_cycle` from the seed, with a random state of its own.
@@ -210,7 +343,7 @@ class Lane:
         data,traces,gradients = map(lib, ('engine.data','engine.traces','gradients'))
         self.i,self.side,self.settings,self.turns,self.changed = i,side,settings,turns,changed
         self.method = settings[side]
-        self.error,self.done,self.last,self.n_batch,self.at,self.turn,self.holdout = None,False,None,0,None,ExitStack(),holdout
+        self.error,self.done,self.last,self.n_batch,self.at,self.holdout = None,False,None,0,None,holdout
         with traces.rng_untouched(dls.device):
             set_seed(settings['seed'])
             dls = DataLoaders(*[o.new() for o in dls.loaders], path=dls.path, device=dls.device)
@@ -220,10 +353,10 @@ class Lane:
             cbs = [getattr(lib(m.module), m.cls)(**self.knobs(settings), **({'holdout': holdout[0]} if holdout else {}))]
             n = 256 if hasattr(dls.train_ds, 'image') else 64
             if self.selects: cbs.append(gradients.GradientProbe(n=n, every=max(1, self.n_iter//2)))
-            hook = Callback(before_batch=lambda o: self._before_batch(), after_batch=lambda o: self._after_batch())
-            hook.order = -100
-            self.learn = Learner(dls, data.get_model(settings['network'], dls), metrics=accuracy, cbs=[*cbs, hook])
-            self.rng = traces.rng_state(dls.device)
+            first,last = Callback(before_batch=lambda o: self._before_batch()),Callback(after_batch=lambda o: self._after_batch())
+            first.order,last.order = -100,100 # around all others: neither the wait for a turn nor what the page is told is timed
+            self.learn = Learner(dls, data.get_model(settings['network'], dls), metrics=accuracy, cbs=[*cbs, first, last])
+            self.apart = Apart(dls.device, traces.rng_state(dls.device))
         self.thread = threading.Thread(target=self._train, daemon=True, name=f'blf_explore {self.method}')
 
     @property
@@ -258,17 +391,15 @@ class Lane:
         "Its method's settings, by the names that the method has for them."
         return {k.name: settings[nm] for nm,k in knobs(settings, self.side).items()}
 
-    @contextmanager
-    def _mine(self):
-        "While this lane trains, no other does, and the process's random state is this lane's."
-        traces,device = lib('engine.traces'),self.learn.dls.device
-        with one_trains, traces.rng_untouched(device):
-            traces.set_rng_state(self.rng, device)
-            try: yield
-            finally: self.rng = traces.rng_state(device)
-
-    def _begin(self): self.turn.enter_context(self._mine())
-    def _end(self): self.turn.close()
+    def _warm_up(self):
+        "A step on a copy, of which nothing is kept: what the first step of a process or of a thread costs once is no method's cost."
+        from copy import deepcopy
+        learn = self.learn
+        with lib('engine.traces').rng_untouched(learn.dls.device):
+            b = learn.dls.train.new(shuffle=False).one_batch()
+            model = deepcopy(learn.model).to(learn.dls.device).train()
+            learn.loss_func(model(b[0]), b[1]).backward()
+            learn.opt_func(list(model.parameters()), lr=self.settings['lr']).step()
 
     def _before_batch(self):
         if not self.learn.training: # validation goes on in one piece, but a stop ends it, too
@@ -276,9 +407,9 @@ class Lane:
             return
         if self.at==(self.learn.epoch,self.learn.iter): return # what a queue holds at an epoch's end is no batch of its own
         with self.learn.selection.timer.excluded():
-            self._end()
+            self.apart.end()
             self.turns.wait(self.i)
-            self._begin()
+            self.apart.begin()
 
     def _after_batch(self):
         if not self.learn.training or self.at==(self.learn.epoch,self.learn.iter): return
@@ -288,7 +419,8 @@ class Lane:
 
     def _train(self):
         try:
-            self._begin()
+            self.apart.begin()
+            self._warm_up()
             with self.learn.no_bar(), self.learn.no_logging():
                 self.learn.fit_one_cycle(self.settings['epochs'], self.settings['lr'])
             self.done = not self.turns.stopped
@@ -296,70 +428,101 @@ class Lane:
             self.error = e
             self.turns.stop()
         finally:
-            self._end()
+            self.apart.end()
             self.turns.leave(self.i)
             self.changed()
+            self.turns.until_all_left() # the others' last batches are trained beside as many threads as their first
 
 # %% ../../nbs/page/02_sessions.ipynb #7a1c3e51
 def _half_losses(dls, seed, stopped):
-    "RHO-LOSS's holdout losses, while no other lane trains."
-    with one_trains: return lib('rho').half_losses(dls, seed, stopped)
+    "RHO-LOSS's holdout losses; it stands aside for the lanes of others before each of its batches."
+    apart = Apart(dls.device)
+    def stand_aside():
+        apart.end()
+        apart.begin()
+        return stopped()
+    apart.begin()
+    try: return lib('rho').half_losses(dls, seed, stand_aside)
+    finally: apart.end()
 
 # %% ../../nbs/page/02_sessions.ipynb #e70de0ef
-_building = threading.Lock() # one session loads at a time; one that was stopped meanwhile gives way at the next step
+class Loaded:
+    "A data set, and what was made of it."
+    def __init__(self, dls): self.dls,self.holdout,self.lock = dls,None,threading.Lock() # `holdout`: RHO-LOSS's losses, and the seconds they took
+
+class Shelf:
+    "Data sets that the sessions of a process share."
+    def __init__(self): self.lock,self.last,self.known = threading.Lock(),None,weakref.WeakValueDictionary()
+
+    def take(self,
+        key:dict, # Arguments of `load`
+        load # Called with them if nobody has that data set
+    )->Loaded:
+        "The data set, loaded if it has to be. Call it with `lock` held: one loads at a time."
+        name = tuple(sorted(key.items(), key=str))
+        if (res := self.known.get(name)) is None:
+            self.last = None # before the next is loaded: both may not fit
+            res = self.known[name] = Loaded(load(**key))
+        self.last = res
+        return res
+
+shelf = Shelf()
 
 class Session:
     """The trainings of one set-up: the method's and, beside it, the plain one or another method's, taking turns batch by batch.
 
-    It prepares itself in the background; `what` says what it is doing, `problem` what went wrong."""
+    It prepares itself in the background; `what` says what it is doing, `progress` how far it is, `problem` what went wrong. A session
+    that could not be loaded is replaced by the next: nothing of it stays."""
     def __init__(self,
         settings:dict, # The dashboard's own, shared with it: a slider that moves meanwhile is in them
         data:dict, # Keeps the data set that was loaded last, for the next session
-        changed # Called when there is something new to show
+        changed, # Called when there is something new to show
+        allow:Allow=None # What may be reached; None: everything. Raises as `check_settings` does
     ):
+        if allow is not None: check_settings(allow, **settings)
         self.settings,self.data,self.changed,self.lock = settings,data,changed,threading.RLock()
         self.lanes,self.turns,self.error,self.ready,self.stopped = [],None,None,False,False
         self.what,self.want,self.single = 'Loading PyTorch and fastai',None,False
+        self.trained = ['method'] if settings['other']=='none' else list(sides)
+        self.n_step,self.n_steps = 0,2+2*len(self.trained)+self._needs_holdout # as `_steps` announces them
         self.thread = threading.Thread(target=self._prepare, daemon=True, name='blf_explore prepare')
         self.thread.start()
 
+    @property
+    def _needs_holdout(self): return 'RHO-LOSS' in [self.settings[o] for o in self.trained]
+
     def _prepare(self):
-        with _building:
-            try:
-                for step in self._steps():
-                    if self.stopped: return
-                    self.what = step
-                    self.changed()
-            except BaseException as e: self.error = e
-            finally:
-                if self.stopped and self.turns: self.turns.stop()
+        try:
+            for step in self._steps():
+                if self.stopped: return
+                self.what,self.n_step = step,self.n_step+1
                 self.changed()
+        except BaseException as e: self.error = e
+        finally:
+            if self.stopped and self.turns: self.turns.stop()
+            self.changed()
 
     def _steps(self):
         "What has to be done, each part announced before it is done."
         s = self.settings
         yield 'Loading PyTorch and fastai'
-        from fastai.callback.core import CancelFitException
-        get_dls = lib('engine.data').get_dls
+        with shelf.lock:
+            from fastai.callback.core import CancelFitException
+            lib('engine.data')
         yield f"Loading {dashboard_data[s['name']]}"
-        key = {k: s[k] for k in ('name','path','bs','label_noise','redundancy','seed')}
-        if self.data.get('key')!=key:
-            self.data.clear() # before the next is loaded: both may not fit
-            self.data['dls'] = get_dls(**key)
-            self.data['key'] = key
-        dls = self.data['dls']
+        with shelf.lock:
+            if self.stopped: return
+            loaded = self._load()
+        dls = loaded.dls
         self.turns = Turns(CancelFitException, self.changed)
         self.turns.rate = s['pace']
-        trained = ['method'] if s['other']=='none' else list(sides)
-        if 'RHO-LOSS' in [s[o] for o in trained] and 'holdout' not in self.data:
+        if self._needs_holdout:
             yield 'Training two holdout models for RHO-LOSS'
-            t0 = time.perf_counter()
-            losses = _half_losses(dls, s['seed'], lambda: self.stopped)
+            self._hold_out(loaded)
             if self.stopped: return
-            self.data['holdout'] = losses,time.perf_counter()-t0
-        for i,side in enumerate(trained):
+        for i,side in enumerate(self.trained):
             yield f'Building the network ({s[side]})'
-            holdout = self.data['holdout'] if s[side]=='RHO-LOSS' else None
+            holdout = loaded.holdout if s[side]=='RHO-LOSS' else None
             with one_trains: self.lanes.append(Lane(i, side, dls, s, self.turns, self.changed, holdout))
         for o in self.lanes:
             yield 'Getting ready to train'
@@ -371,6 +534,22 @@ class Session:
             self._set_live()
             if self.want: self.want(self.turns)
 
+    def _load(self):
+        "The data set: the dashboard's own, another session's, or one to be read."
+        key = {k: self.settings[k] for k in ('name','path','bs','label_noise','redundancy','seed')}
+        if self.data.get('key')!=key:
+            self.data.clear() # before the next is loaded: both may not fit
+            loaded = shelf.take(key, lib('engine.data').get_dls)
+            self.data.update(key=key, dls=loaded.dls, loaded=loaded)
+        return self.data['loaded']
+
+    def _hold_out(self, loaded):
+        with loaded.lock:
+            if loaded.holdout is not None: return
+            t0 = time.perf_counter()
+            losses = _half_losses(loaded.dls, self.settings['seed'], lambda: self.stopped)
+            if not self.stopped: loaded.holdout = losses,time.perf_counter()-t0
+
     @property
     def lane(self):
         "The method's lane, once there is one to watch."
@@ -381,6 +560,18 @@ class Session:
         return [*(o.record for o in self.lanes), None, None][:2] if self.ready else [None,None]
     @property
     def problem(self): return self.error or next((o.error for o in self.lanes if o.error), None)
+    @property
+    def progress(self):
+        "[steps of loading that were begun, of so many]."
+        return [self.n_step, self.n_steps]
+    @property
+    def notes(self):
+        "{field: sentence}: what a field should say about its value."
+        return field_notes(self.settings, len(self.lanes[0].learn.dls.train_ds) if self.ready else None)
+    @property
+    def diverged(self):
+        "{side: sentence} of the lanes whose losses have got out of hand."
+        return {o.side: says for o in self.lanes if self.ready and (says := lib('page.plots').diverged(o.record))}
     @property
     def done(self): return self.ready and all(o.done for o in self.lanes)
     @property
@@ -421,14 +612,41 @@ class Session:
             if o.thread.is_alive() and o.thread is not threading.current_thread(): o.thread.join(timeout)
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a010
+def _from_text(k, v):
+    "A setting out of an address; what is no number stays a text, and `check_settings` says what is wrong with it."
+    if k=='path' or isinstance(dashboard_defaults[k], str): return v
+    percent,t = v.strip().endswith('%'),v.strip().rstrip('%').replace(',', '.')
+    for f in (float,) if percent else (int,float):
+        try: return f(t)/100 if percent else f(t)
+        except ValueError: pass
+    return v
+
 def from_query(
-    query:str # What follows '?' in the page's address
-)->dict: # The settings in it; what is no setting is left out
-    "Settings out of an address, so that a teacher can hand out a prepared dashboard."
-    def number(v):
-        for f in (int,float):
-            try: return f(v)
-            except ValueError: pass
-        return v # `check_settings` says what is wrong with it
-    def is_text(k): return k=='path' or isinstance(dashboard_defaults[k], str)
-    return {k: v if is_text(k) else number(v) for k,v in parse_qsl(query.lstrip('?')) if k in dashboard_defaults}
+    query:str, # What follows '?' in the page's address
+    base:dict=None, # All settings that the page begins with, as `check_settings` returns them; None: the defaults
+    allow:Allow=None # What may be reached; None: everything
+)->tuple: # (the settings in it that are accepted, [a sentence for each that is not])
+    "Settings out of an address, so that a teacher can hand out a prepared dashboard: `changed_settings(base, **settings)` takes them."
+    base = check_settings() if base is None else base
+    asked = {k: _from_text(k, v) for k,v in parse_qsl(query.lstrip('?')) if k in dashboard_defaults}
+    def problem(new):
+        try: changed_settings(base, allow, **new)
+        except (ValueError,FileNotFoundError) as e: return str(e)
+    if problem(asked) is None: return asked,[]
+    good,left = {},sorted(asked, key=lambda k: (k in live_settings, list(dashboard_defaults).index(k))) # sliders come after their method
+    while (k := next((o for o in left if problem(good | {o: asked[o]}) is None), None)) is not None:
+        good[k] = asked[k]
+        left.remove(k)
+    return good,[problem(good | {k: asked[k]}) for k in left]
+
+def to_query(
+    settings:dict, # All settings, as `check_settings` returns them
+    base:dict=None # All settings that the page begins with; None: the defaults
+)->str: # What follows '?' in the page's address; '' if nothing differs
+    "What of the settings differs from how the page begins."
+    start = dict(check_settings() if base is None else base)
+    if settings['name']!=start['name']: start['path'] = None
+    for side,pre in sides.items():
+        if settings[side]!=start[side]: start |= {pre+k: None for k in knob_names} | {k: o.default for k,o in knobs(settings, side).items()}
+    def text(v): return f'{v:g}' if isinstance(v, float) and float(f'{v:g}')==v else str(v)
+    return urlencode({k: text(v) for k,v in settings.items() if v is not None and v!=start[k]})

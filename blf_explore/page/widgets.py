@@ -18,14 +18,15 @@ import PyTorch: that happens in the background, once there is a dashboard to loo
 __all__ = ['LiveDashboard', 'plotly_js']
 
 # %% ../../nbs/page/03_widgets.ipynb #bfbfab3d
-import base64, io, json, math, threading, time
-from dataclasses import asdict
+import base64, io, json, math, tempfile, threading, time, zipfile
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, headlines, run_names, epoch_sums, epoch_times, plain_step
-from .sessions import (Session, changed_settings, check_settings, dashboard_data, dashboard_defaults, dashboard_methods,
-                                       dashboard_networks, dashboard_presets, from_query, knob_names, knobs, live_settings, shipped, sides)
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
+from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
+                       knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
 # %% ../../nbs/page/03_widgets.ipynb #931ac2a2
 def png_uri(
@@ -41,25 +42,45 @@ def png_uri(
 
 def _loss(o): return f'{o:.2f}' if not abs(o)<.1 else f'{o:.3f}' if abs(o)>=.001 else '<0.001'
 
+def _one(last, dls, vocab, pred, i):
+    "Sample `i` of a batch as the page shows it."
+    x,ds = last.xb[0][i].detach().float().cpu(),dls.train_ds
+    im = ds.image(x) if hasattr(ds, 'image') else (x-x.min())/(x.max()-x.min()).clamp(min=1e-6)
+    im = im.permute(1,2,0).numpy()
+    return dict(src=png_uri(im[...,0] if im.shape[-1]==1 else im), loss=_loss(last.losses[i]), label=vocab[int(last.yb[0][i])], pred=vocab[int(pred[i])])
+
+def _order(last):
+    "A batch's samples, the hardest first, the set of those that were kept, and what the network took each for."
+    order = last.losses.argsort(descending=True, stable=True).tolist()
+    pred = last.yb[0] if last.preds is None else last.preds.argmax(1) # a loss that was reused comes without a prediction
+    return order,set(order if last.selection is None else last.selection.idxs.tolist()),pred
+
 def strip(
     last, # `learn.selection.last`
     dls, # Where it came from
     n:int=8 # Images on each side
-)->dict: # 'kept' and 'skipped': lists of dicts with 'src', 'loss', 'label', 'pred' (the label, where nothing was predicted)
+)->dict: # 'kept' and 'skipped': lists of dicts with 'src', 'loss', 'label', 'pred' (the label, where nothing was predicted), 'i': its place in `sorted_batch`
     "The hardest samples that were kept of the last batch, and the easiest that were skipped."
-    ds,vocab = dls.train_ds,list(dls.vocab)
-    order = last.losses.argsort(descending=True, stable=True).tolist()
-    chosen = set(order if last.selection is None else last.selection.idxs.tolist())
+    (order,chosen,pred),vocab = _order(last),list(dls.vocab)
+    at = {o: i for i,o in enumerate(order)}
     kept,skipped = [o for o in order if o in chosen],[o for o in reversed(order) if o not in chosen]
-    pred = last.yb[0] if last.preds is None else last.preds.argmax(1) # a loss that was reused comes without a prediction
-    def one(i):
-        x = last.xb[0][i].detach().float().cpu()
-        im = ds.image(x) if hasattr(ds, 'image') else (x-x.min())/(x.max()-x.min()).clamp(min=1e-6)
-        im = im.permute(1,2,0).numpy()
-        return dict(src=png_uri(im[...,0] if im.shape[-1]==1 else im), loss=_loss(last.losses[i]),
-                    label=vocab[int(last.yb[0][i])], pred=vocab[int(pred[i])])
-    return dict(kept=[one(i) for i in kept[:n]], skipped=[one(i) for i in skipped[:n]])
+    def side(os): return [_one(last, dls, vocab, pred, o) | dict(i=at[o]) for o in os[:n]]
+    return dict(kept=side(kept), skipped=side(skipped))
 
+def sorted_batch(
+    last, # `learn.selection.last`
+    dls, # Where it came from
+    n:int=12 # Images, spread evenly over the order
+)->dict: # 'losses': the hardest first; 'kept': of each, was it kept; 'cut': how many were kept, if those were the hardest; 'images': as in `strip`
+    "The last batch sorted by what its samples were judged by: the idea of every filter as a picture."
+    (order,chosen,pred),vocab = _order(last),list(dls.vocab)
+    kept = [o in chosen for o in order]
+    cut = sum(kept) if all(kept[:sum(kept)]) else None
+    at = [round(i*(len(order)-1)/max(1, n-1)) for i in range(n)] if len(order)>n else range(len(order))
+    return dict(losses=[float(f'{o:.4g}') for o in last.losses[order].tolist()], kept=kept, cut=cut,
+                images=[_one(last, dls, vocab, pred, order[i]) | dict(i=i) for i in at])
+
+# %% ../../nbs/page/03_widgets.ipynb #5e55b006
 def _finite(o):
     "JSON has no NaN: what is not known is null."
     if isinstance(o, dict): return {k: _finite(v) for k,v in o.items()}
@@ -69,34 +90,111 @@ def _finite(o):
 
 def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}' if math.isfinite(s) else '–'
 
-# %% ../../nbs/page/03_widgets.ipynb #c4424d25
-class LiveDashboard(anywidget.AnyWidget):
-    """A method trains a network while somebody drags its sliders; beside it trains the plain run, or another method.
+ways = 'epoch','seconds','samples' # what accuracy is counted by
+_apart = {'seed','pace'} # settings in which two runs of one set-up may differ
 
-    Show it in a notebook by making it a cell's last line. `run`, `pause`, `step`, `step_epoch`, `reset` and `set` are
-    the page's controls; `records` holds what happened."""
-    _esm,_css = (files('blf_explore.page').joinpath(o).read_text('utf-8') for o in ('live.js','live.css'))
-    fill = traitlets.Bool(False).tag(sync=True)
-    height = traitlets.Int(700).tag(sync=True)
-    choices = traitlets.Dict().tag(sync=True)
-    @use_kwargs_dict(**dashboard_defaults)
+def same_setup(a, b):
+    "Whether two settings differ in seed and pace at most."
+    return all(a[k]==b[k] for k in a if k not in _apart)
+
+def what_differs(a, b):
+    "In which settings `a` differs from `b`, in words."
+    return ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in a.items() if v!=b[k] and v is not None and k!='pace')
+
+@cache
+def _measured():
+    "What the package's evidence measured, as it ships."
+    from blf_explore.claims import shipped
+    return [json.loads(o.read_text('utf-8')) for o in shipped()]
+
+def typed(settings):
+    "Settings as a page sends them: what was typed into a field is text."
+    return {k: read_field(k, v) if isinstance(v, str) else v for k,v in settings.items()}
+
+def record_file(
+    records:dict, # {run's name: record}
+    what:str # 'csv': a table of all epochs; 'npz': the package's own file, several of them in one zip file
+)->tuple: # (file's name, its mime type, bytes)
+    "What happened, as a file to keep."
+    if what not in ('csv','npz'): raise ValueError(f"what={what!r} is not known: choose 'csv' or 'npz'")
+    if not records: raise ValueError('there is no record yet: train first')
+    if what=='csv':
+        import pandas as pd
+        table = pd.concat([o.epochs.assign(run=k) for k,o in records.items()])
+        return 'blf-explore.csv','text/csv',table[['run', *(o for o in table if o!='run')]].to_csv(index=False).encode()
+    with tempfile.TemporaryDirectory() as d:
+        made = [o.save(Path(d)/f'{k}.npz') for k,o in records.items()]
+        if len(made)==1: return made[0].name,'application/octet-stream',made[0].read_bytes()
+        f = io.BytesIO()
+        with zipfile.ZipFile(f, 'w') as z:
+            for o in made: z.write(o, o.name)
+        return 'blf-explore-records.zip','application/zip',f.getvalue()
+
+# %% ../../nbs/page/03_widgets.ipynb #5e55b008
+class Outbox:
+    """When the pages may be told what: after a click at once, while training a few times a second, never more than they can take, and
+    every two seconds that there is still somebody who trains. It knows neither clock nor thread: every method is told the time."""
+    beat,patience = 2.,20. # seconds from one sign of life to the next, and after which a page that does not answer counts as gone
+    def __init__(self):
+        self.views = set() # pages that are there
+        self.sent = {} # {part: its text as last sent}
+        self.awaiting = None # since when an answer is missing
+        self.changed = self.urgent = False # is there something to show; is it what a click brought about?
+        self.lively_until = self.t_sent = self.t_full = self.t_beat = -math.inf
+
+    def join(self, view):
+        "A page is there, new or again: it has to be told everything."
+        self.views.add(view)
+        self.sent,self.awaiting,self.changed,self.urgent = {},None,True,True
+
+    def answered(self):
+        "A page has drawn what it was sent."
+        self.awaiting = None
+
+    def next(self, now, running):
+        """What to do now, 'update', 'quick' (only what follows a slider at once), 'beat', 'gone' or None, and after how many seconds to
+        ask again if nothing happens meanwhile (None: not at all)."""
+        if not self.views: return None,None
+        if self.awaiting is not None and now-self.awaiting>self.patience: return 'gone',0.
+        due = self._due(now, running)
+        if now>=due: return ('quick' if running and (self.urgent or now<self.lively_until) and now-self.t_full<.8 else 'update'),0.
+        if now>=self.t_beat+self.beat: return 'beat',0.
+        ends = [due, self.t_beat+self.beat, *([self.awaiting+self.patience] if self.awaiting is not None else [])]
+        return None,max(0., min(ends)-now)+.001
+
+    def _due(self, now, running):
+        "When the next update may go."
+        if self.urgent: return now
+        if not self.changed or self.awaiting is not None: return math.inf
+        return self.t_sent+((.15 if now<self.lively_until else .4) if running else .05)
+
+    def news(self, parts, now):
+        "Of `parts`, {name: text}, those that the pages do not have yet; they count as sent now."
+        new = {k: v for k,v in parts.items() if self.sent.get(k)!=v}
+        self.sent |= new
+        self.changed,self.urgent,self.t_sent = False,False,now
+        if new and self.awaiting is None: self.awaiting = now
+        return new
+
+
+# %% ../../nbs/page/03_widgets.ipynb #5e55b010
+class Dashboard:
+    """What a dashboard does, whatever page it is shown on: it takes a page's messages (`take`) and gives out what the page shows (`send`).
+
+    `run`, `pause`, `step`, `step_epoch`, `reset`, `more` and `set` are the page's controls; `records` holds what happened."""
     def __init__(self,
-        fill:bool=False, # Cover the whole page, as the Voila app does
-        height:int=700, # Pixels in a notebook
-        **kwargs # Settings: see `dashboard_defaults`
+        send, # Called with each message to the pages, a dict; from a thread of its own
+        allow:Allow=None, # What its pages may reach; None: everything
+        **settings # See `dashboard_defaults`
     ):
-        self.settings = check_settings(**kwargs)
-        self._lock,self._wake,self._data = threading.RLock(),threading.Event(),{}
-        self._urgent,self._views,self._sent,self._pending,self._speed = threading.Event(),set(),{},{},[]
-        self._closed,self._skipped,self._message,self._by = False,False,'','epoch'
-        self._lively,self._awaiting,self._t_strip,self._t_full = 0.,0.,0.,0.
-        labels = {k: m.label for k,m in dashboard_methods.items()}
-        super().__init__(fill=fill, height=height, choices=dict(
-            name=dashboard_data, network=dashboard_networks, method=labels, other=labels | {'none': 'nothing beside'},
-            methods={k: asdict(m) for k,m in dashboard_methods.items()}, presets=list(dashboard_presets), shipped=shipped))
-        self.session = Session(self.settings, self._data, self._changed)
-        self.on_msg(self._on_msg)
-        threading.Thread(target=self._tick, daemon=True, name='blf_explore page').start()
+        self.settings = check_settings(allow, **settings)
+        self._post,self._allow,self._data,self._base = send,allow,{},dict(self.settings)
+        self._lock,self._wake,self._outbox,self._closed = threading.RLock(),threading.Event(),Outbox(),False
+        self._pending,self._speed,self.past = {},[],[] # settings for the next reset; (time, batches); runs before this one
+        self._message,self._error_id,self._blamed,self._away,self._left = '',0,None,'',None
+        self._t_strip = 0.
+        self.session = Session(self.settings, self._data, self._changed, self._allow)
+        threading.Thread(target=self._serve, daemon=True, name='blf_explore page').start()
 
     # what the buttons do; each is safe at any time and from any thread
 
@@ -117,12 +215,14 @@ class LiveDashboard(anywidget.AnyWidget):
         self._tell(lambda t: t.complete(self.session.lanes[0].n_iter))
 
     def reset(self, **settings):
-        "Stop, forget the run, and prepare a new one, with changed settings if any are given."
+        "Stop, put the run with the past ones, and prepare a new one, with changed settings if any are given."
         with self._lock:
-            new = changed_settings(self.settings | self._pending, **settings)
+            new = changed_settings(self.settings | self._pending, self._allow, **settings)
             self.session.stop()
-            self.settings,self._pending,self._message,self._sent,self._speed = new,{},'',{},[]
-            self.session = Session(new, self._data, self._changed)
+            self._remember()
+            self.settings,self._pending,self._message,self._away,self._speed = new,{},'','',[]
+            self._outbox.sent = {}
+            self.session = Session(new, self._data, self._changed, self._allow)
         self._push_soon()
 
     def preset(self,
@@ -131,6 +231,25 @@ class LiveDashboard(anywidget.AnyWidget):
         "`reset` to one of the page's set-ups; pace and seed stay."
         if name not in dashboard_presets: raise ValueError(f"name={name!r} is not known: choose one of {', '.join(map(repr, dashboard_presets))}")
         self.reset(**dashboard_presets[name])
+
+    def more(self):
+        "Train the same set-up once more with a seed that it has not had."
+        self.reset(seed=1+max([self.settings['seed'], *(o['settings']['seed'] for o in self.past if same_setup(o['settings'], self.settings))]))
+        self.run()
+
+    def forget(self,
+        run:int # Its 'id' in `past`
+    ):
+        "Take a past run off the chart."
+        self.past = [o for o in self.past if o['id']!=run]
+        self._push_soon()
+
+    def _remember(self):
+        "Keep what the run has come to, if it validated at all; the last eight runs are kept."
+        recs = self.records
+        if not any(len(o.rows['epochs']) for o in recs.values()): return
+        n = 1+max((o['id'] for o in self.past), default=0)
+        self.past = [*self.past, dict(id=n, settings=dict(self.settings), records=recs, done=self.session.done)][-8:]
 
     def set(self, **settings):
         """Change a method's settings or `pace` from the very next batch on; other settings hold from the next `reset` on, which
@@ -146,19 +265,21 @@ class LiveDashboard(anywidget.AnyWidget):
                     if settings.get(side, run[side])!=run[side]: continue
                     now[k] = settings[k]
                     if settings.get(side, ahead[side])!=run[side]: del later[k]
-            new = changed_settings(run, **now)
-            ahead = changed_settings(ahead | {k: new[k] for k in now if k in later}, **later)
+            new = changed_settings(run, self._allow, **now)
+            ahead = changed_settings(ahead | {k: new[k] for k in now if k in later}, self._allow, **later)
             for o in self.session.lanes: o.learn.selection.check(**o.knobs(new))
             self._message = ''
             self.settings |= {k: new[k] for k in now}
             self.session.set_live()
             self._pending = {k: v for k,v in ahead.items() if v!=self.settings[k]}
             if self._pending and not self.n_batch: self.reset()
-        self._lively = time.monotonic()+1 # for a second, show what follows from it at once
+        self._outbox.lively_until = time.monotonic()+1 # for a second, show what follows from it at once
         self._push_soon()
 
     def _tell(self, f, single=False):
-        with self._lock: self.session.tell(f, single)
+        with self._lock:
+            self._away = ''
+            self.session.tell(f, single)
         self._push_soon()
 
     @property
@@ -192,96 +313,134 @@ class LiveDashboard(anywidget.AnyWidget):
         return self.status
 
     def close(self):
-        "End the training and take the dashboard off the page."
-        if 'session' in self.__dict__: # Python closes what bad settings kept from being made, too
-            self._closed = True
-            self.session.stop()
-            self._wake.set()
-        super().close()
-
-    # the page
-
-    def _on_msg(self, _, msg, buffers):
-        kind,view = msg.get('type'),msg.get('view')
-        try:
-            if view and kind!='bye' and view not in self._views: # a new page, or one that was thought to be gone
-                self._views.add(view)
-                self._sent,self._awaiting = {},0.
-                if kind=='ack': self._push_soon()
-            if kind=='ack':
-                self._awaiting = 0.
-                if self._skipped: self._push_soon()
-                return
-            if kind=='hello':
-                self._sent,self._awaiting = {},0.
-                asked = from_query(msg.get('query') or '')
-                own = {k for o in sides for k in knobs(self.settings | asked, o)}
-                asked = {k: v for k,v in asked.items() if k in own or k=='pace' or k not in live_settings} # no other method's
-                if asked and not self.n_batch and self.settings | asked != self.settings: self.reset(**asked)
-            elif kind=='ok': self._message = ''
-            elif kind=='bye':
-                self._views.discard(view)
-                if not self._views: self.pause()
-            elif kind=='plotly': self.send(dict(type='plotly', view=view), buffers=[plotly_js()])
-            elif kind in ('set','preset'): getattr(self, kind)(**msg['settings'])
-            elif kind=='by' and msg['by'] in ('epoch','seconds','samples'): self._by = msg['by']
-            elif kind in ('run','pause','step','step_epoch','reset'): getattr(self, kind)()
-        except Exception as e: # bad input: the sentence goes to the page, and what was set before stays
-            self._message = str(e)
-            self._sent.pop('state', None) # the page takes its fields back from it
-        self._push_soon()
-
-    def _changed(self): self._wake.set()
-    def _push_soon(self):
-        self._urgent.set()
+        "End the training and let go of its networks and data."
+        self._closed = True
+        self.session.stop()
+        self.session.lanes,self.past,self._data = [],[],{}
         self._wake.set()
 
-    def _tick(self):
-        "Send what has changed: after a click at once, while training a few times a second; never more than the page can take."
-        last = 0.
+    # messages of a page
+
+    def take(self,
+        msg:dict, # 'type' and, by type, more; 'view' names the page
+    ):
+        "Do what a page asks for. Bad input becomes a sentence on the page, and what was set before stays."
+        kind,view = msg.get('type'),msg.get('view')
+        try:
+            if kind=='bye': return self._bye(view)
+            if view and (kind=='hello' or view not in self._outbox.views): self._outbox.join(view) # a new page, or one thought to be gone
+            if kind=='ack': return self._ack()
+            act = self._acts.get(kind)
+            if act: act(self, msg)
+        except Exception as e: self._complain(str(e) or type(e).__name__)
+        self._push_soon()
+
+    def _hello(self, msg):
+        left,self._left = self._left,None
+        if left and left['running']: # a page that was loaded anew finds its run under way
+            if time.monotonic()-left['at']<30: self.run()
+            else: self._away = 'The page was closed, so the run was paused.'
+        if self.n_batch or not msg.get('query'): return
+        asked,complaints = from_query(msg['query'], self.settings, self._allow)
+        if asked: self.reset(**asked)
+        if complaints: self._complain('; '.join(complaints))
+
+    def _bye(self, view):
+        self._outbox.views.discard(view)
+        if self._outbox.views: return
+        self._left = dict(at=time.monotonic(), running=self.status=='running')
+        self.pause()
+
+    def _ack(self):
+        self._outbox.answered()
+        self._wake.set()
+
+    def _file(self, msg):
+        name,mime,data = record_file(self.records, msg.get('what'))
+        self._post(dict(type='file', view=msg.get('view'), name=name, mime=mime, data=base64.b64encode(data).decode()))
+
+    def _read(self, msg): self._message = ''
+
+    _acts = dict(hello=_hello, ok=_read, file=_file, set=lambda o,m: o.set(**typed(m['settings'])), preset=lambda o,m: o.preset(**m['settings']),
+                 forget=lambda o,m: o.forget(m['run']), go_on=lambda o,m: o.run(), **{k: (lambda o,m,k=k: getattr(o, k)())
+                 for k in ('run','pause','step','step_epoch','reset','more')})
+
+    def _complain(self, sentence):
+        "Show a sentence; each one counts, also one that was said before."
+        self._message,self._error_id = sentence,self._error_id+1
+        self._outbox.sent.pop('state', None) # the page takes its fields back from it
+
+    # what the pages are told
+
+    def _changed(self):
+        self._outbox.changed = True
+        self._wake.set()
+
+    def _push_soon(self):
+        self._outbox.changed = self._outbox.urgent = True
+        self._wake.set()
+
+    def _serve(self):
+        "A thread of its own: does what the outbox says is due."
         while not self._closed:
-            self._wake.wait()
-            self._wake.clear()
-            now,running = time.monotonic(),self.status=='running'
-            lively = running and now<self._lively
-            gap = last+(.15 if lively else .4 if running else .05)-now
-            urgent = self._urgent.wait(gap) if gap>0 else self._urgent.is_set()
-            self._urgent.clear()
-            if not self._views: continue
             now = time.monotonic()
-            if self._awaiting and now-self._awaiting>20: # the page neither answers nor has said good-bye
-                self._views.clear()
-                self.pause()
-            elif self._awaiting and not urgent: self._skipped = True
+            what,wait = self._outbox.next(now, self.status=='running')
+            if what is None:
+                self._wake.wait(wait)
+                self._wake.clear()
+            elif what=='gone': self._gone()
             else:
-                last,self._skipped,quick = now,False,running and (urgent or lively) and now-self._t_full<.8
-                try: self._push(now, quick)
-                except Exception as e: self._message = f'{type(e).__name__}: {e}'
+                self._outbox.t_beat = now
+                try: self._post(dict(type='beat')) if what=='beat' else self._push(now, what=='quick')
+                except Exception as e: self._complain(f'{type(e).__name__}: {e}')
+
+    def _gone(self):
+        "The page neither answers nor has said good-bye."
+        self._outbox.views.clear()
+        self._outbox.awaiting = None
+        if self.status!='running': return
+        self.pause()
+        self._away = f'The page did not answer for {self._outbox.patience:.0f} s, so the run was paused.'
 
     def _push(self, now, quick=False):
         parts = {k: json.dumps(_finite(v), separators=(',',':')) for k,v in self._parts(now, quick).items()}
-        new = {k: v for k,v in parts.items() if self._sent.get(k)!=v}
-        if not new: return
-        self._sent |= new
-        self._awaiting = self._awaiting or now
-        self.send(dict(type='update', parts=new))
+        new = self._outbox.news(parts, now)
+        if new: self._post(dict(type='update', parts=new))
 
     def _parts(self, now, quick=False):
         "What the page shows, by part; `quick`: only what follows a slider at once."
         s,lane = self.session,self.session.lane
         res = dict(state=self._state_now(now))
-        if not lane: return res | {o: None for o in ('samples','time','agreement','accuracy','strip')}
+        if not lane: return res | {o: None for o in ('samples','time','agreement','accuracy','strip','batch')} | dict(runs=self._runs())
         recs = s.records
         res['samples'] = samples_spec(*recs)
         if quick: return res
-        self._t_full = now
-        res |= dict(time=time_spec(*recs), agreement=agreement_spec(*recs), accuracy=accuracy_spec(self.records, by=self._by))
+        self._outbox.t_full = now
+        res |= dict(time=time_spec(*recs), agreement=agreement_spec(*recs), runs=self._runs(), accuracy={by: self._accuracy(by) for by in ways})
         i,lane = next((o for o in enumerate(s.lanes) if o[1].selects), (0,lane))
-        if lane.last is None: res['strip'] = None
-        elif self.status!='running' or now-self._t_strip>1 or 'strip' not in self._sent:
-            res['strip'] = strip(lane.last, lane.learn.dls) | dict(name=run_names(*recs)[i], score=dashboard_methods[lane.method].score)
+        if lane.last is None: res |= dict(strip=None, batch=None)
+        elif self.status!='running' or now-self._t_strip>1 or 'strip' not in self._outbox.sent:
+            named = dict(name=run_names(*recs)[i], score=dashboard_methods[lane.method].score)
+            res |= dict(strip=strip(lane.last, lane.learn.dls) | named, batch=sorted_batch(lane.last, lane.learn.dls) | named)
             self._t_strip = now
         return res
+
+    def _accuracy(self, by):
+        "The accuracy of this run; behind it, faintly, that of the past ones, those of the same set-up as a band where epochs are counted."
+        spec,banded = accuracy_spec(self.records, by=by),self._seeds() if by=='epoch' else []
+        for o in self.past:
+            if o in banded: continue
+            for t in accuracy_spec(o['records'], by=by)['data']:
+                spec['data'].insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
+        for nm,rec in self.records.items() if banded else ():
+            b = band([*(o['records'][nm] for o in banded), rec])
+            spec['data'].insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
+                                        line=dict(width=0), fillcolor=dashboard_methods[rec.method].color, opacity=.18, hoverinfo='skip', name=f'{nm}, {len(banded)+1} seeds'))
+        return spec
+
+    def _runs(self):
+        return [dict(id=o['id'], names=list(o['records']), colors=[dashboard_methods[r.method].color for r in o['records'].values()], seed=o['settings']['seed'],
+                     differs=what_differs(o['settings'], self.settings)) for o in self.past]
 
     def _state_now(self, now):
         s,lane,n,n_epoch = self.session,self.session.lane,self.n_batch,self.settings['epochs']
@@ -290,12 +449,30 @@ class LiveDashboard(anywidget.AnyWidget):
         self._speed = (self._speed[-40:] if status=='running' else []) + [(now,n)]
         (t0,n0),(t1,n1) = self._speed[0],self._speed[-1]
         left = (t1-t0)/(n1-n0)*n*(n_epoch-done)/done if n1>n0 else math.nan
-        return dict(status=status, what=s.what, error=self._error(), settings=self.settings | self._pending, now=self.settings,
-                    auto=self._auto(), preset=self._preset(), by=self._by, pending=list(self._pending), queued=s.want is not None and not s.ready,
-                    epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
+        if s.problem and s is not self._blamed:
+            self._blamed = s
+            self._complain(self._problem(s.problem))
+        return dict(status=status, what=s.what, progress=s.progress, error=self._message, error_id=self._error_id, away=self._away,
+                    settings=self.settings | self._pending, now=self.settings, auto=self._auto(), preset=self._preset(), pending=list(self._pending),
+                    queued=s.want is not None and not s.ready, epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
                     n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
-                    values=headlines(self.records, self._by) if n else {},
+                    values=headlines(self.records, None) if n else {}, notes=s.notes, diverged=s.diverged, fields=self._fields(),
+                    query=to_query(self.settings | self._pending, self._base), **self._answer(status),
                     says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
+
+    def _fields(self):
+        "What stands in the fields of the page, as `read_field` takes it."
+        return {k: show_field(k, v) for k,v in (self.settings | self._pending).items() if k not in live_settings or k=='pace'}
+
+    def _seeds(self):
+        "Past runs of this set-up that have come to their end, of other seeds."
+        return [o for o in self.past if o['done'] and same_setup(o['settings'], self.settings)]
+
+    def _answer(self, status):
+        "At the end of a run: what came of it, and what the package's evidence says of such a set-up."
+        if status!='done': return dict(answer='', evidence='')
+        return dict(answer=verdict(self.records, [list(o['records'].values()) for o in self._seeds()]),
+                    evidence=evidence(self.settings, _measured()))
 
     def _preset(self):
         "The page's set-up that is chosen, or None."
@@ -311,10 +488,9 @@ class LiveDashboard(anywidget.AnyWidget):
             res[pre+'tau_th'] = (s['bs']+3*k)/(3*k)
         return res
 
-    def _error(self):
+    @staticmethod
+    def _problem(e):
         "One sentence: ours as it is, anybody else's with its kind."
-        e = self.session.problem
-        if not e: return self._message
         return str(e) if isinstance(e, (ValueError,FileNotFoundError,ConnectionError)) and str(e) else f'{type(e).__name__}: {e}'
 
     def _so_far(self):
@@ -327,7 +503,72 @@ class LiveDashboard(anywidget.AnyWidget):
         t = plain_step(*recs)*len(recs[0].rows['batches'])
         return res+[['plain, sampled', f'{t:.1f} s' if math.isfinite(t) else '–']]
 
+
+# %% ../../nbs/page/03_widgets.ipynb #c4424d25
+class LiveDashboard(Dashboard, anywidget.AnyWidget):
+    """A method trains a network while somebody drags its sliders; beside it trains the plain run, or another method.
+
+    Show it in a notebook by making it a cell's last line. `run`, `pause`, `step`, `step_epoch`, `reset`, `more` and `set` are
+    the page's controls; `records` holds what happened. The same cell run again ends the dashboard that it made before."""
+    _esm,_css = (files('blf_explore.page').joinpath(o).read_text('utf-8') for o in ('live.js','live.css'))
+    height = traitlets.Int(700).tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    picture = traitlets.Unicode('').tag(sync=True) # the page as it was last, for a notebook that is opened without its kernel
+    role = traitlets.Unicode('own').tag(sync=True)
+    _of_cell = {} # {cell: [(its execution, dashboard)]}
+    @use_kwargs_dict(**dashboard_defaults)
+    def __init__(self,
+        height:int=700, # Pixels in a notebook
+        **kwargs # Settings: see `dashboard_defaults`
+    ):
+        check_settings(**kwargs)
+        self._end_earlier()
+        anywidget.AnyWidget.__init__(self, height=height, choices=page_choices())
+        Dashboard.__init__(self, self._out, **kwargs)
+        self.on_msg(lambda _,msg,buffers: self.take(msg))
+
+    def _out(self, msg): # `send` is the widget's own
+        if not self._closed: self.send(msg)
+
+    def take(self, msg):
+        "`Dashboard.take`, and what only a notebook's page asks for."
+        if msg.get('type')=='plotly': self.send(dict(type='plotly', view=msg.get('view')), buffers=[plotly_js()])
+        elif msg.get('type')=='picture': self.picture = str(msg.get('data') or '')
+        else: super().take(msg)
+
+    def _end_earlier(self):
+        "A cell that runs again replaces what it showed: end the training of that, too."
+        cell = _this_cell()
+        if cell is None: return
+        name,execution = cell
+        mine = LiveDashboard._of_cell.setdefault(name, [])
+        for e,o in mine:
+            if e!=execution: o.close()
+        mine[:] = [*(o for o in mine if o[0]==execution), (execution,self)]
+
+    def _repr_mimebundle_(self, **kwargs):
+        "The widget and, for a reader without a kernel, a picture."
+        res = super()._repr_mimebundle_(**kwargs)
+        data,meta = res if isinstance(res, tuple) else (res, {})
+        if data: data['image/png'] = base64.b64encode(files('blf_explore.page').joinpath('dashboard.png').read_bytes()).decode()
+        return data,meta
+
+    def close(self):
+        "End the training and take the dashboard off the page."
+        if 'session' in self.__dict__: Dashboard.close(self) # Python closes what bad settings kept from being made, too
+        anywidget.AnyWidget.close(self)
+
+def _this_cell():
+    "The notebook's cell that runs now, and its execution: (name, count); None outside a notebook."
+    import sys
+    ip = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if ip is None or not hasattr(ip, 'get_parent'): return None
+    msg = ip.get_parent() or {}
+    name = msg.get('metadata', {}).get('cellId') or msg.get('content', {}).get('code')
+    return (name, msg.get('header', {}).get('msg_id')) if name else None
+
 def plotly_js()->bytes:
     "plotly.js as the plotly package ships it."
     from plotly.offline import get_plotlyjs
     return get_plotlyjs().encode()
+
