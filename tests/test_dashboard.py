@@ -324,11 +324,23 @@ def test_a_cell_that_runs_again_ends_what_it_made_before(monkeypatch):
     finally:
         for o in (a,b,c,d): o.close()
 
-def test_a_saved_notebook_has_a_picture_beside_the_widget():
+def test_a_saved_notebook_has_a_picture_of_the_page_as_it_was_last(monkeypatch):
+    import IPython.display
+    from PIL import Image
+    shown,updated = [],[]
+    class Handle:
+        def update(self, data, raw): updated.append(data)
+    monkeypatch.setattr(IPython.display, 'display', lambda data, **kwargs: shown.append(data) or Handle())
+    def image(data): return Image.open(io.BytesIO(base64.b64decode(data['image/png'])))
     d = LiveDashboard(**quick)
     try:
-        data,_ = d._repr_mimebundle_()
-        assert {'application/vnd.jupyter.widget-view+json','image/png'}<=set(data)
-        from PIL import Image
-        assert Image.open(io.BytesIO(base64.b64decode(data['image/png']))).size[0]>=1000
+        d._ipython_display_()
+        picture,widget = shown
+        assert image(picture).size[0]>=1000 and 'application/vnd.jupyter.widget-view+json' in widget
+        f = io.BytesIO()
+        Image.new('RGB', (7,5)).save(f, 'PNG')
+        d.take(dict(type='picture', view='a', data='data:image/png;base64,'+base64.b64encode(f.getvalue()).decode()))
+        assert image(updated[0]).size==(7,5)
+        for bad in (None, 'x', 'data:text/html;base64,PGI+', 'data:image/png;base64,'+'A'*6_000_000): d.take(dict(type='picture', view='a', data=bad))
+        assert len(updated)==1 and image({'image/png': d.picture.split(',')[1]}).size==(7,5)
     finally: d.close()

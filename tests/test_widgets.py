@@ -1,7 +1,7 @@
 """The live dashboard in a real browser: Voila's page as `blf-dashboard` serves it, and a cell in JupyterLab."""
 import json, math, re, time
 from urllib.parse import parse_qsl
-import pytest
+import psutil, pytest
 from browser import appears, jupyterlab, launch, open_page, says, serve, shown_error, until
 from waits import wait_until
 
@@ -489,4 +489,15 @@ def test_in_jupyterlab(browser, tmp_path):
         at_least(page, n+1)
         kept,seen = map(int, re.match(r'(\d+) of (\d+)', page.locator('.chart.samples .value').inner_text()).groups())
         assert kept>=.58*seen
-        page.screenshot(path=str(tmp_path/'lab.png'))
+        stills = page.locator('.jp-OutputArea-child img[src^="data:image/png"]') # what a reader without a kernel sees; here it is hidden
+        wait_until(lambda: stills.count()==1 and not stills.first.is_visible(), what='the picture to be there, and hidden')
+        first = stills.first.get_attribute('src')
+        button(page, 'Step').click() # every pause puts it anew
+        wait_until(lambda: stills.first.get_attribute('src')!=first and not stills.first.is_visible(), what='a picture of the page as it is now')
+        page.keyboard.press('Control+s')
+        saved = wait_until(lambda: [o for o in json.loads((tmp_path/'class.ipynb').read_text())['cells'][0]['outputs'] if 'image/png' in o.get('data', {})], what='the notebook to be saved')
+        assert len(saved)==1
+        for p in psutil.Process().children(recursive=True):
+            if any('ipykernel' in o for o in p.cmdline()): p.kill()
+        appears(page, '.blf[data-lost] .status:has-text("No answer")')
+        assert page.get_by_role('button', name='Reset').is_disabled()

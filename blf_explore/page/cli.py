@@ -171,13 +171,15 @@ def open_what_if(
 
 def _serve(settings, where):
     "Say where the page is, open it, and serve it until Ctrl-C."
-    from blf_explore.page.serve import serve
+    from blf_explore.page.serve import loopback, reachable, serve
     port = where['port']
     def ready(house):
         busy = '' if house.port==port else f' (port {port} was busy)'
         print(f'Dashboard: {house.address()}{busy}')
         if where['is_class']: print(f"For the class: {house.address('watch')}")
         if where['is_class'] and where['own']: print(f"Dashboards of their own, {where['own']} at once: {house.address('own')}")
+        for o in reachable(where['host'])[1:]: print(f'The same by name: {house.address(at=o)}')
+        if where['is_class'] and where['host'] in loopback and not where['allow_host']: print('Only this machine can open them; --host 0.0.0.0 lets others in.')
         print('Ctrl-C stops it.', flush=True)
         if not where['no_browser']: _open(house.address())
     serve(settings, where['host'], port, ready, **{k: where[k] for k in ('is_class','own','download','allow_host')})

@@ -368,7 +368,7 @@ function lanes(page) {
     text(device, s.device ? `Measured here: ${s.device}` : '')
   }, runs(list) {
     past.replaceChildren(...(list || []).map(o => {
-      const name = `seed ${o.seed}${o.differs ? `, ${o.differs}` : ''}`, what = `${(o.names || []).join(' and ')}, ${name}`
+      const name = /(^|, )seed /.test(o.differs) ? o.differs : [`seed ${o.seed}`, o.differs].filter(Boolean).join(', '), what = `${(o.names || []).join(' and ')}, ${name}`
       return el('li', {title: what}, ...(o.colors || []).map(c => el('i', {style: `--k:${c}`})), el('span', {}, name),
         ...(page.watches ? [] : [el('button', {'aria-label': `Take the run with ${what} off the chart`, onclick: () => page.send('forget', {run: o.id})}, '×')]))
     }))
@@ -682,6 +682,26 @@ function render({model, el: host}) {
       else if (k === 'runs') parts.lanes.runs(o)
     }
     await parts.charts.redraw(specs)
+    keepStill()
+  }
+  let stillOf = '', still = model.get('picture'), watched = null
+  const keepStill = async () => {  // for a notebook that is opened without its kernel: the charts as they were when all stood still
+    const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
+    if (fill || page.watches || now === stillOf || !['paused', 'done'].includes(status)) return
+    stillOf = now
+    try {
+      still = await asPicture(page, parts.charts.titled())
+      page.send('picture', {data: still})
+    } catch { stillOf = '' }
+  }
+  const hideStill = () => {  // it stands in the output before this one, and is put there anew with every picture sent
+    for (let o = fill ? null : host; o && o !== document.body; o = o.parentElement) {
+      const before = o.previousElementSibling, img = before?.querySelector('img')
+      if (!img || ![still, model.get('picture')].includes(img.src)) continue
+      before.style.display = 'none'
+      if (!watched) (watched = new MutationObserver(hideStill)).observe(o.parentElement, {childList: true})
+      return
+    }
   }
   const lost = gone => {
     page.lost = !gone ? '' : fill ? 'Nothing has come from the server for 5 s. This page keeps asking; the run is as it was last seen.'
@@ -691,8 +711,9 @@ function render({model, el: host}) {
     parts.news.again()
   }
   const talk = protocol(page, take, lost)
+  setTimeout(hideStill)  // once this is part of the notebook
   loadPlotly(page).catch(e => parts.errors.say(`The charts cannot be drawn: ${e}`))
-  return () => { talk.end(); parts.charts.end() }
+  return () => { talk.end(); parts.charts.end(); watched?.disconnect() }
 }
 
 export {render}

@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
                        knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
@@ -427,16 +427,16 @@ class Dashboard:
 
     def _accuracy(self, by):
         "The accuracy of this run; behind it, faintly, that of the past ones, those of the same set-up as a band where epochs are counted."
-        spec,banded = accuracy_spec(self.records, by=by),self._seeds() if by=='epoch' else []
+        traces,banded = [],self._seeds() if by=='epoch' else []
         for o in self.past:
             if o in banded: continue
             for t in accuracy_spec(o['records'], by=by)['data']:
-                spec['data'].insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
+                traces.insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
         for nm,rec in self.records.items() if banded else ():
             b = band([*(o['records'][nm] for o in banded), rec])
-            spec['data'].insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
+            traces.insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
                                         line=dict(width=0), fillcolor=dashboard_methods[rec.method].color, opacity=.18, hoverinfo='skip', name=f'{nm}, {len(banded)+1} seeds'))
-        return spec
+        return behind(accuracy_spec(self.records, by=by), traces) if traces else accuracy_spec(self.records, by=by)
 
     def _runs(self):
         return [dict(id=o['id'], names=list(o['records']), colors=[dashboard_methods[r.method].color for r in o['records'].values()], seed=o['settings']['seed'],
@@ -523,7 +523,9 @@ class LiveDashboard(Dashboard, anywidget.AnyWidget):
     ):
         check_settings(**kwargs)
         self._end_earlier()
-        anywidget.AnyWidget.__init__(self, height=height, choices=page_choices())
+        self._still = None # the picture's place in the notebook, once it is shown
+        shipped = base64.b64encode(files('blf_explore.page').joinpath('dashboard.png').read_bytes()).decode()
+        anywidget.AnyWidget.__init__(self, height=height, choices=page_choices(), picture=_png+shipped)
         Dashboard.__init__(self, self._out, **kwargs)
         self.on_msg(lambda _,msg,buffers: self.take(msg))
 
@@ -533,7 +535,7 @@ class LiveDashboard(Dashboard, anywidget.AnyWidget):
     def take(self, msg):
         "`Dashboard.take`, and what only a notebook's page asks for."
         if msg.get('type')=='plotly': self.send(dict(type='plotly', view=msg.get('view')), buffers=[plotly_js()])
-        elif msg.get('type')=='picture': self.picture = str(msg.get('data') or '')
+        elif msg.get('type')=='picture': self._keep_picture(str(msg.get('data') or ''))
         else: super().take(msg)
 
     def _end_earlier(self):
@@ -546,17 +548,27 @@ class LiveDashboard(Dashboard, anywidget.AnyWidget):
             if e!=execution: o.close()
         mine[:] = [*(o for o in mine if o[0]==execution), (execution,self)]
 
-    def _repr_mimebundle_(self, **kwargs):
-        "The widget and, for a reader without a kernel, a picture."
-        res = super()._repr_mimebundle_(**kwargs)
-        data,meta = res if isinstance(res, tuple) else (res, {})
-        if data: data['image/png'] = base64.b64encode(files('blf_explore.page').joinpath('dashboard.png').read_bytes()).decode()
-        return data,meta
+    def _keep_picture(self, data):
+        "Put the page as it is now in the place of the picture that a reader without a kernel sees."
+        if not data.startswith(_png) or len(data)>5e6: return
+        self.picture = data
+        if self._still is not None: self._still.update(_as_output(data), raw=True)
+
+    def _ipython_display_(self, **kwargs):
+        "A picture, for a notebook that is opened without its kernel, and under it the page, which hides the picture while it lives."
+        from IPython.display import display
+        self._still = display(_as_output(self.picture), raw=True, display_id=True)
+        data,meta = self._repr_mimebundle_(**kwargs)
+        display(data, metadata=meta, raw=True)
 
     def close(self):
         "End the training and take the dashboard off the page."
         if 'session' in self.__dict__: Dashboard.close(self) # Python closes what bad settings kept from being made, too
         anywidget.AnyWidget.close(self)
+
+_png = 'data:image/png;base64,'
+
+def _as_output(picture): return {'image/png': picture.removeprefix(_png), 'text/plain': 'The dashboard as it was last.'}
 
 def _this_cell():
     "The notebook's cell that runs now, and its execution: (name, count); None outside a notebook."
