@@ -85,9 +85,11 @@ export function lookFor(chart, s, by = 'epoch') {
     time: !begun ? 'Guess first: will A’s bars be lower than B’s?'
       : done ? 'In which epochs is the mark ✓, and is the first one of them?' : 'Is what scoring adds less than what skipping saves?',
     agreement: !begun ? 'Is the hardest half of a batch a better choice than any half?'
-      : 'Above the dotted line the choice is better than chance.',
-    accuracy: by === 'epoch' ? 'Both curves together: nothing was lost by skipping.'
-      : by === 'seconds' ? 'Further left at the same height: the same accuracy in less time.' : 'Further left at the same height: the same accuracy from fewer samples.',
+      : 'Is the line above the dotted one? Then the choice beats chance.',
+    accuracy: !begun ? 'Guess first: which curve will end higher?'
+      : by === 'epoch' ? 'Do the curves run together? Then nothing was lost by skipping.'
+      : by === 'seconds' ? 'Which curve is further left at the same height? It was quicker.'
+      : 'Which curve is further left at the same height? It needed fewer samples.',
   }[chart]
 }
 
@@ -589,6 +591,7 @@ function loadPlotly({model, view}) {
 // Takes messages, answers each update once it is drawn, says hello and good-bye, and notices silence
 function protocol(page, take, lost) {
   const {model, send} = page
+  const slow = () => !model.get('fill') && page.state?.status === 'loading'  // a kernel that loads PyTorch may say nothing for a while; a server does
   let heard = performance.now(), looked = heard, gone = false, asked = 0
   const hello = () => { asked = performance.now(); send('hello', {query: page.state ? '?' + page.state.query : page.search}) }
   const back = () => { gone = false; lost(false) }
@@ -600,7 +603,7 @@ function protocol(page, take, lost) {
     if (msg.type === 'update') try { await take(msg.parts) } finally { send('ack') }
   }
   const look = () => {
-    const now = performance.now(), what = silence(now, heard, looked, page.state?.status === 'loading')
+    const now = performance.now(), what = silence(now, heard, looked, slow())
     looked = now
     if (what === 'asleep') { heard = now; hello() }
     if (what === 'lost' && !gone) { gone = true; lost(true) }
@@ -640,6 +643,15 @@ async function asPicture(page, titled) {
   return canvas.toDataURL('image/png')
 }
 
+// The parts in their places, but for those that the address hides
+function assemble({root, hidden, watches, words}, parts) {
+  const shown = (name, o) => hidden.has(name) ? [] : [o.node], {charts} = parts
+  const main = el('div', {class: 'main'}, ...shown('sliders', parts.lanes), ...(charts.node.dataset.n === '0' ? [] : [charts.node]))
+  const band = el('div', {class: 'band'}, ...shown('batch', parts.idea), ...shown('images', parts.strip))
+  root.append(parts.header.node, ...(watches ? [] : shown('setup', parts.setup)), ...shown('news', parts.news),
+    ...[main, band].filter(o => o.childElementCount), parts.errors.node, words.node)
+}
+
 function render({model, el: host}) {
   const view = Math.random().toString(36).slice(2), fill = !!model.get('fill'), search = fill ? location.search : ''
   const query = new URLSearchParams(search), hidden = new Set((query.get('hide') || '').split(',').filter(Boolean))
@@ -656,11 +668,7 @@ function render({model, el: host}) {
   const controls = [parts.header.controls, parts.setup.node, parts.lanes.node]
   parts.lanes.node.disabled = page.watches
 
-  const node = k => parts[k].node, seen = (names, k) => !names.every(o => hidden.has(o)) && k
-  const main = el('div', {class: 'main'}, ...(hidden.has('sliders') ? [] : [node('lanes')]), ...(node('charts').dataset.n === '0' ? [] : [node('charts')]))
-  const band = el('div', {class: 'band'}, ...(hidden.has('batch') ? [] : [node('idea')]), ...(hidden.has('images') ? [] : [node('strip')]))
-  root.append(node('header'), ...(hidden.has('setup') || page.watches ? [] : [node('setup')]), ...(hidden.has('news') ? [] : [node('news')]),
-    ...(main.childElementCount ? [main] : []), ...(seen(['batch', 'images'], true) ? [band] : []), node('errors'), page.words.node)
+  assemble(page, parts)
   if (!fill) root.style.height = model.get('height') + 'px'
   host.append(root)
 
