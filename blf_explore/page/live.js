@@ -643,6 +643,33 @@ async function asPicture(page, titled) {
   return canvas.toDataURL('image/png')
 }
 
+// For a notebook that is opened without its kernel: the charts as they were when all stood still. The notebook shows it in an output of its
+// own, before this one, where it is hidden while there is a page to look at
+function stillPicture(page, host, charts) {
+  const {model} = page, notebook = !model.get('fill')
+  let of = '', still = model.get('picture'), watched = null
+  const keep = async () => {
+    const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
+    if (!notebook || page.watches || now === of || !['paused', 'done'].includes(status)) return
+    of = now
+    try {
+      still = await asPicture(page, charts.titled())
+      page.send('picture', {data: still})
+    } catch { of = '' }
+  }
+  const hide = () => {  // it is put there anew with every picture sent
+    for (let o = notebook ? host : null; o && o !== document.body; o = o.parentElement) {
+      const before = o.previousElementSibling, img = before?.querySelector('img')
+      if (!img || ![still, model.get('picture')].includes(img.src)) continue
+      before.style.display = 'none'
+      if (!watched) (watched = new MutationObserver(hide)).observe(o.parentElement, {childList: true})
+      return
+    }
+  }
+  setTimeout(hide)  // once this is part of the notebook
+  return {keep, end() { watched?.disconnect() }}
+}
+
 // The parts in their places, but for those that the address hides
 function assemble({root, hidden, watches, words}, parts) {
   const shown = (name, o) => hidden.has(name) ? [] : [o.node], {charts} = parts
@@ -690,26 +717,7 @@ function render({model, el: host}) {
       else if (k === 'runs') parts.lanes.runs(o)
     }
     await parts.charts.redraw(specs)
-    keepStill()
-  }
-  let stillOf = '', still = model.get('picture'), watched = null
-  const keepStill = async () => {  // for a notebook that is opened without its kernel: the charts as they were when all stood still
-    const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
-    if (fill || page.watches || now === stillOf || !['paused', 'done'].includes(status)) return
-    stillOf = now
-    try {
-      still = await asPicture(page, parts.charts.titled())
-      page.send('picture', {data: still})
-    } catch { stillOf = '' }
-  }
-  const hideStill = () => {  // it stands in the output before this one, and is put there anew with every picture sent
-    for (let o = fill ? null : host; o && o !== document.body; o = o.parentElement) {
-      const before = o.previousElementSibling, img = before?.querySelector('img')
-      if (!img || ![still, model.get('picture')].includes(img.src)) continue
-      before.style.display = 'none'
-      if (!watched) (watched = new MutationObserver(hideStill)).observe(o.parentElement, {childList: true})
-      return
-    }
+    still.keep()
   }
   const lost = gone => {
     page.lost = !gone ? '' : fill ? 'Nothing has come from the server for 5 s. This page keeps asking; the run is as it was last seen.'
@@ -718,10 +726,9 @@ function render({model, el: host}) {
     for (const o of controls) o.disabled = gone || page.watches
     parts.news.again()
   }
-  const talk = protocol(page, take, lost)
-  setTimeout(hideStill)  // once this is part of the notebook
+  const still = stillPicture(page, host, parts.charts), talk = protocol(page, take, lost)
   loadPlotly(page).catch(e => parts.errors.say(`The charts cannot be drawn: ${e}`))
-  return () => { talk.end(); parts.charts.end(); watched?.disconnect() }
+  return () => { talk.end(); parts.charts.end(); still.end() }
 }
 
 export {render}
