@@ -160,7 +160,7 @@ class Scene:
     "A hub, a clock that is moved by hand, and pages that write down what they hear."
     def __init__(self, **kwargs):
         self.now,self.trainer = 0.,Told()
-        self.hub = Hub(self.trainer, kwargs.pop('settings', {}), clock=lambda: self.now, **kwargs)
+        self.hub = Hub(self.trainer, kwargs.pop('settings', None) or check_settings(), clock=lambda: self.now, **kwargs)
     def page(self, role='own', view='v1', **more):
         p = Page(role, None)
         p.heard = []
@@ -203,7 +203,7 @@ def test_a_page_whose_run_is_gone_is_told():
     p = s.page(run='of-yesterday')
     assert types(p)==['lost'] and s.trainer.told==[]
     s.say(p, 'hello') # the same set-up anew
-    assert types(p)==['lost','run']
+    assert types(p)==['lost','run','update']
 
 def test_two_windows_of_one_run():
     s = Scene()
@@ -211,7 +211,7 @@ def test_two_windows_of_one_run():
     b = s.page(view='v2', run=run_of(a))
     s.hub.heard(run_of(a), '*', '{"type":"update","parts":{}}')
     s.hub.heard(run_of(a), 'v2', '{"type":"file"}')
-    assert types(a)==['run','update'] and types(b)==['run','update','file']
+    assert types(a)==['run','update','update'] and types(b)==['run','update','update','file']
     s.hub.leave(a)
     s.wait(400)
     assert s.hub.runs and s.trainer.since(3)==[('take','bye','v1')]
@@ -245,7 +245,7 @@ def test_before_hello_nothing_starts_and_refusals_harm_nobody():
     heard = []
     for text in (*HOSTILE, '{"type": "run", "view": "v"}'): s.hub.take(q, text)
     assert len(heard)==len(HOSTILE)+1-HOSTILE.count(None) and {o['type'] for o in heard}=={'refused'}
-    assert len(s.trainer.told)==2 and types(p)==['run']
+    assert len(s.trainer.told)==2 and types(p)==['run','update']
 
 def test_who_watches_costs_the_trainer_nothing_and_misses_nothing():
     s = Scene(is_class=True, limit=0)
@@ -271,7 +271,7 @@ def test_who_watches_costs_the_trainer_nothing_and_misses_nothing():
         latest = {}
         for o in w.heard: latest |= o.get('parts', {})
         assert latest==dict(state='{"n": 39}', time='32')
-    assert types(teacher).count('update')==40, 'the teacher sees each'
+    assert types(teacher).count('update')==41, 'the teacher sees each, after the first state'
 
 def test_a_watcher_that_is_slow_is_not_pushed_and_catches_up():
     s = Scene(is_class=True)
@@ -351,6 +351,23 @@ def test_the_board_packs_once():
     b = Board()
     b.put(dict(a='1'))
     assert b.since(-1, True) is b.since(-1, True) and json.loads(b.since(-1))==json.loads(gzip.decompress(b.since(-1, True)))
+
+def test_a_page_has_its_fields_before_the_trainer_speaks():
+    from blf_explore.page.widgets import Dashboard
+    dash = Dashboard(lambda msg: None)
+    try: says = dash._state_now(time.monotonic())
+    finally: dash.close()
+    s = Scene()
+    a = s.page()
+    early = json.loads(a.heard[1]['parts']['state'])
+    assert set(early)==set(says) and early['status']=='loading'
+    assert {k: early[k] for k in ('settings','now','fields')}=={k: json.loads(json.dumps(says[k])) for k in ('settings','now','fields')}
+    s.update(run_of(a), state='{}')
+    b = s.page(view='v2', run=run_of(a))
+    assert types(b)==['run'], 'only until it is heard'
+    def first(query): return [json.loads(o['parts']['state'])['now']['loss_perc'] for o in s.page(view='v3', query=query).heard if o['type']=='update']
+    assert first('?loss_perc=.35&path=/etc&seed=x')==[.35] and first('?loss_perc=3')==[.9]
+    assert first('?method=importance')==[], 'where the slider stands is the method\'s to say'
 
 # ---- over HTTP, with a trainer that only listens
 
