@@ -622,6 +622,14 @@ def test_a_page_over_its_life(browser):
             appears(page, 'output:text("0.35")')
             assert page.locator('#notice').is_hidden()
 
+number = dict(what='time', words='time beside the other run', how='number', phase='decided', n=3, guesses=[['-20 to -10', 2], ['-10 to 0', 1]], middle=-12, before=-3, came=-15)
+way = dict(what='accuracy', words='accuracy', how='direction', phase='decided', n=5, guesses=[['rises', 3], ['stays', 0], ['falls', 2]], middle=None, before=88, came='falls')
+SAID = [ # what room.js says of a question
+    ('question', number, 'Time beside the other run: how many percent will it be?'), ('question', way, 'Accuracy: will it rise, stay or fall?'), ('question', {}, ''),
+    ('summary', number, '3 answers: 2 × -20 to -10%, 1 × -10 to 0%; half of the class said −12% or less.'), ('summary', way, '5 answers: 3 × rises, 2 × falls.'),
+    ('summary', dict(phase='open', n=3), ''), ('outcome', number, 'It came to −15%, from −3%.'), ('outcome', way, 'It fell (it was 88%): 2 of 5 said so.'),
+    ('outcome', number | dict(phase='closed', came=None), 'Before the drag: −3%.'), ('outcome', number | dict(phase='closed', before=None), '')]
+
 @pytest.mark.browser
 def test_a_class_in_the_browser(browser):
     with process(is_class=True, own=0) as p, open_page(browser) as teacher, open_page(browser, 390, 844) as phone:
@@ -656,3 +664,6 @@ def test_a_class_in_the_browser(browser):
         teacher.click('.room button:has-text("what came of it")')
         appears(phone, f'.room .came:has-text("It came to {100*want/128:.1f}%, from 89.8%")')
         assert heard==[[],[]]
+        for f,poll,want in SAID: assert phone.evaluate(f"import('./room.js').then(o => o.{f}({json.dumps(poll)}))")==want, (f, poll)
+        waits = phone.evaluate("import('./serve.js').then(o => [0, 1, 2, 3, 10].map(o.pause))")
+        assert waits==[250, 500, 1000, 2000, 5000], 'how long a page waits before it asks again'
