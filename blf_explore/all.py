@@ -16,7 +16,7 @@ from blf_explore.gradients import *
 from blf_explore.whatif import *
 from blf_explore.budget import *
 from blf_explore.compare import *
-from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
+from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims
 from blf_explore.page.plots import *
 from blf_explore.page.frame import *
 from blf_explore.page import figures # `figures.k_center` and `figures.weighted_draw` are figures; by these names alone stand the rules they show
@@ -29,6 +29,8 @@ from blf_explore.page.cli import *
 from blf_explore.page.report import *
 from blf_explore.page.commands import *
 from blf_explore.page.evidence import claim_spec, claims_command, claims_page, readme_table
+from blf_explore.claims import shipped # the records that come with the package; the sessions' `shipped` are names of data sets
+from blf_explore.compare import verdict # of a comparison's seeds; `plots.verdict` is the dashboard's sentence
 
 for _o in dict.fromkeys(m.module for m in _methods.values()): # a new method needs its row in the table, and no line here
     _m = _import(f'blf_explore.{_o}')

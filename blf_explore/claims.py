@@ -18,7 +18,7 @@ __all__ = ['HOLDS', 'NOT', 'CLOSE', 'NOT_RUN', 'margin', 'scales', 'by_loss', 'c
            'judge_most', 'judge_no_gain', 'judge_from_on', 'judge_payback', 'judge_faster', 'gentle_later',
            'selective_later', 'loss_gentle_later', 'loss_selective_later', 'mixup', 'table_methods', 'variants',
            'quickest', 'Scale', 'plan', 'look_at', 'looked', 'time_losses', 'prices', 'measure_costs', 'points',
-           'mean_of', 'curve', 'payback', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time',
+           'mean_of', 'curve', 'paid_back_for_good', 'roughness', 'pays_below', 'interval_text', 'at_half', 'read_time',
            'read_hnm', 'read_payback', 'read_share', 'read_report', 'read_kept', 'read_bound', 'read_signs', 'read_two',
            'read_tau', 'read_anneal', 'read_loss', 'read_mixup', 'read_imagewoof', 'read_target', 'read_levels',
            'read_gains', 'Claim', 'needed', 'why_not', 'cost_epochs', 'check_claims', 'judged', 'run_claims',
@@ -263,11 +263,11 @@ def mean_of(*groups)->list: # One a seed
 def curve(c, name, seed, share=1.)->list: # Dicts of a run's epochs
     return [r for r in c.curves if r['method']==name and r['seed']==seed and r['share']==share]
 
-def payback(
+def paid_back_for_good(
     spent, # Seconds until the end of each epoch, rising
     plain_s:float # Seconds of a plain epoch
 ): # Epoch, from 1; None: not within these epochs
-    "The epoch from whose end on a method has spent no more than plain training for as many epochs."
+    "The epoch from whose end on a method never again has spent more than plain training for as many epochs; `pays_back` of lesson 11 gives the first such end."
     late = [i for i,s in enumerate(spent) if s>plain_s*(i+1)]
     first = late[-1]+2 if late else 1
     return first if first<=len(spent) else None
@@ -316,7 +316,7 @@ def read_payback(runs):
     c,spent = runs['long'],{}
     plain_s = [curve(c, 'plain', s)[0]['ref_s'] for s in c.settings['seeds']]
     for s in c.settings['seeds']: spent[s] = [r['ref_s'] for r in curve(c, 'BLF', s)][:-1] # the last epoch may be a part of one
-    f = dict(epoch=[payback(spent[s], p) for s,p in zip(spent, plain_s)])
+    f = dict(epoch=[paid_back_for_good(spent[s], p) for s,p in zip(spent, plain_s)])
     n = min(map(len, spent.values()))
     y = [[100*(spent[s][i]/(p*(i+1))-1) for s,p in zip(spent, plain_s)] for i in range(n)]
     return f,_lines('epoch', '% of time beside plain until its end', dict(BLF=dict(x=list(range(1, n+1)), y=y)), 0)

@@ -82,7 +82,7 @@ def agreement_curve(
     yb:tuple, # Targets of n samples
     n_bins:int=20, # Cuts along the curve; n is cut into bins of as equal a size as can be
     by=None, # Scores to sort by, shape (n,), largest first; None: the losses
-    seed:int=42 # Fixes the random order
+    seed:int=42 # Of the random order, `torch.randperm(n)`; for a whole set with flipped labels not the seed of the data, which drew these likewise
 )->dict: # 'kept' (shares), and 'top' and 'random': each a dict of 'sign_agreement' and 'cosine', lists of n_bins numbers
     """Agreement with the whole batch's gradient at every cut, for the hardest samples and for random ones.
 

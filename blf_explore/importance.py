@@ -20,7 +20,7 @@ Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal" (2018), a
 __all__ = ['weighted_draw', 'tau', 'tau_threshold', 'grad_norm', 'grad_norm_bound', 'check_tau_th', 'TauSwitch',
            'ImportanceSampling']
 
-# %% ../nbs/lessons/06_importance.ipynb #2910f9b8
+# %% ../nbs/lessons/06_importance.ipynb #68ac8eaf
 import math
 from functools import partial
 from fastai.basics import *
@@ -31,7 +31,6 @@ from .engine.losses import per_sample_loss
 from .engine.traces import eval_mode, rng_untouched
 from .engine.filtering import SelectiveTraining
 
-# %% ../nbs/lessons/06_importance.ipynb #68ac8eaf
 def weighted_draw(
     scores:Tensor, # One score per sample, shape (n,), n>=1; a negative one counts as 0
     k:int, # How many to draw, at least 1

@@ -164,7 +164,8 @@ def half_losses(
     hook = Callback(before_batch=lambda o: stopped() and raises(CancelFitException()), before_validate=lambda o: raises(CancelValidException()))
     with rng_untouched(dls.device):
         set_seed(seed)
-        idxs,res = torch.randperm(len(dls.train_ds)).tolist(),torch.zeros(len(dls.train_ds))
+        # not torch's randperm: `flip_labels` draws by it, and from the same seed all wrong labels would be in the first half
+        idxs,res = random.sample(range(len(dls.train_ds)), len(dls.train_ds)),torch.zeros(len(dls.train_ds))
         half = len(idxs)//2
         for mine,others in [(idxs[:half],idxs[half:]), (idxs[half:],idxs[:half])]:
             dl = dls.train.new(bs=min(dls.train.bs, len(mine)))

@@ -41,7 +41,7 @@ def pays_back(
     t_s, # Seconds of each epoch
     t_plain_s # Seconds of each epoch of plain training
 ): # The epoch, from 1, at whose end no more time was spent than plainly; None: not within these epochs
-    "When the overhead of the first epochs is paid back."
+    "When the overhead of the first epochs is paid back: the first such end; a slower epoch after it may overdraw again."
     spent = np.cumsum(t_s)-np.cumsum(t_plain_s)
     return int(np.argmax(spent<=0))+1 if (spent<=0).any() else None
 

@@ -119,7 +119,7 @@ def test_payback_roughness_and_the_share_that_pays_by_brute_force():
     for _ in range(50):
         t = rng.uniform(.7, 1.3, 12).cumsum()
         ok = [all(t[j]<=j+1 for j in range(i, 12)) for i in range(12)]
-        assert C.payback(t, 1.)==(ok.index(True)+1 if any(ok) else None)
+        assert C.paid_back_for_good(t, 1.)==(ok.index(True)+1 if any(ok) else None)
     x = rng.normal(size=11)
     assert math.isclose(C.roughness(x), sum(abs(x[i+1]-2*x[i]+x[i-1]) for i in range(6, 10))/4)
     assert math.isnan(C.roughness([1,2]))

@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest
 import blf_explore.compare as compare_module
-from blf_explore.all import BatchLossFilter, Comparison, Costs, Record, compare, get_dls, median_interval, run_one, time_to_reach, verdict
+from blf_explore.all import BatchLossFilter, Comparison, Costs, Record, compare, get_dls, median_interval, rerun, run_one, time_to_reach, verdict
 
 # ---- the arithmetic
 
@@ -117,6 +117,17 @@ def test_a_run_alone_is_the_run_in_the_comparison(done):
     rec = run_one(job)
     assert [rec.info['run'][k] for k in same]==[row[k] for k in same]
     assert rec.info['run'] in [Record.load(f).info['run'] | dict(wall_s=rec.info['run']['wall_s']) for f in (folder/'runs').iterdir()]
+
+def test_a_comparison_is_tried_again_at_its_own_prices(done):
+    c = done[1]
+    again = rerun(c, ['SB'], [1]).set_index('method')
+    assert list(again.index)==['plain','SB']
+    for r in c.rows:
+        if r['method'] not in again.index or (r['seed'], r['share'])!=(1, 1.): continue
+        now = again.loc[r['method']]
+        assert (now.accuracy, now.n_epoch)==(r['accuracy'], r['n_epoch']) and now.kept_pct==pytest.approx(100*r['n_trained']/r['n_seen'])
+    with pytest.raises(ValueError, match="methods has 'BLF', which this comparison has no prices for: give some of plain, HNM, SB"): rerun(c, ['HNM','BLF'])
+    with pytest.raises(ValueError, match='c is not made of names alone'): rerun(made_up({'plain': {1.: [.5]}}), ['BLF'])
 
 def test_an_interrupted_comparison_goes_on(done, tmp_path, monkeypatch):
     folder,n = begun(done, tmp_path),itertools.count()

@@ -1,5 +1,5 @@
 "The figures of the lessons: each number they show against the package's own rule, and the page against Python over a grid of slider values."
-import itertools, json, math
+import itertools, json, math, re
 import numpy as np, pytest, torch
 from fastai.callback.schedule import SchedCos, SchedLin
 from blf_explore.blf import _select
@@ -12,6 +12,7 @@ from blf_explore.importance import tau, weighted_draw
 from blf_explore.infobatch import InfoBatch, infobatch_keep
 from blf_explore.page import figures
 from blf_explore.page.frame import _drag, _pack
+from blf_explore.page.whatif import what_if_figure
 from blf_explore.sb import keep_probability
 from browser import chromium
 
@@ -191,10 +192,15 @@ def test_a_value_off_the_slider_gets_one_sentence(name, values, says):
         with pytest.raises(ValueError) as e: call()
         assert str(e.value)==says
 
-def test_colours_are_the_methods():
-    rules = _drag('rules.js')
-    for short,name in dict(BLF='BLF', HNM='HNM', SB='SB', importance='importance', coreSet='core-set', RHO='RHO-LOSS', InfoBatch='InfoBatch', random='random', scoring='scoring').items():
-        assert f"{short}: '{colors[name]}'" in rules
+def test_colours_come_with_the_data():
+    "The page's scripts hold none; what a figure sends has those of the methods, and draws with no others."
+    for name in (*grid,'what_if','rules'): assert not re.findall(r'#[0-9A-Fa-f]{3,8}\b', _drag(f'{name}.js')), name
+    for fig in (*(getattr(figures, o)() for o in grid),what_if_figure()):
+        sent = fig.data['colors']
+        assert all(sent[k]==v for k,v in colors.items() if k in sent) and len(sent)>=8
+        for p in fig.show()['panels']:
+            drawn = [o['color'] for o in (p['groups'] if p.get('kind')=='images' else p['series']+p['marks'])]
+            assert set(drawn)<=set(sent.values()), (fig.name, p['title'])
 
 # ---- the page against Python
 

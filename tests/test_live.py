@@ -8,7 +8,7 @@ from live_page import LOADING, loading, parts, records, recorded, sent, show, st
 from waits import wait_until
 from blf_explore.engine.record import colors
 from blf_explore.engine.knobs import methods
-from blf_explore.page.plots import accuracy_spec, agreement_spec, samples_spec, time_spec
+from blf_explore.page.plots import accuracy_spec, agreement_spec, behind, samples_spec, time_spec
 
 SIZES = [(1280,720), (1920,1080), (1024,768), (390,844)]
 ANSWER = ('BLF took 24% less time than plain (91 s, 120 s), trained on 34% of the samples, and ended at 87.9% beside 88.7%: one seed, so run more. '
@@ -156,6 +156,13 @@ def test_a_divergent_run_does_not_squash_the_other():
     assert max(own)<=top<=5*max(own) and max(own)-min(own)>.1*top
     assert [o['text'] for o in spec['layout']['annotations']]==['↑ BLF up to 4e+06']
     assert not accuracy_spec(dict(zip(('BLF','plain'), records('pays'))))['layout']['annotations']
+
+def test_past_runs_are_not_cut_off():
+    def spec(*traces): return behind(accuracy_spec(dict(zip(('BLF','plain'), records('pays')))), list(traces))
+    usual = spec()['layout']
+    low = spec(dict(x=[1,2], y=[31.,60.], yaxis='y'), dict(x=[1,2], y=[1.4,.6], yaxis='y2'), dict(x=[1,2], y=[31.,33.])) # a band names no axis: it is the first
+    assert low['layout']['yaxis']['range']==[30,100.5] and low['layout']['yaxis2']['range'][1]>=1.4 and [o.get('name') for o in low['data'][:4]]==[None]*3+['BLF']
+    assert usual['yaxis']['range']==[70,100.5] and spec(dict(x=[1], y=[1e9], yaxis='y2'))['layout']['yaxis2']['range'][1]<3
 
 @pytest.mark.parametrize('by', ['epoch','seconds','samples'])
 def test_axes_stay_where_they_are(by):

@@ -1,11 +1,13 @@
 "Holdout losses one by one, RHO-LOSS against a loop without any callback."
 import copy, math, os, pickle
+from contextlib import nullcontext
 import numpy as np, pytest, torch
 from fastai.callback.schedule import SchedLin
 from fastai.data.core import Datasets
 from fastai.text.data import SortedDL
 from fastai.vision.augment import RandTransform
 from blf_explore import rho
+from blf_explore.engine.data import get_dls
 from blf_explore.hnm import HardNegativeMining
 from blf_explore.rho import RHOLoss, holdout_losses
 from core_tools import *
@@ -16,6 +18,22 @@ def one_by_one(model, ds, n_inp=1):
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         return torch.stack([F.cross_entropy(model(*[o[None] for o in b[:n_inp]]), b[n_inp][None]) for b in (ds[i] for i in range(len(ds)))])
+
+@pytest.mark.parametrize('seed', [0, 42])
+def test_wrong_labels_fall_into_both_halves_evenly(seed, monkeypatch):
+    "One seed for the flips and for the halves: neither may say where the other lies."
+    seen = []
+    class Learner:
+        def __init__(self, dls, model, cbs): seen.append(dls.train.get_idxs())
+        def no_bar(self): return nullcontext()
+        no_logging = no_bar
+        def fit_one_cycle(self, *args): pass
+    monkeypatch.setattr(rho, 'Learner', Learner)
+    dls = get_dls(seed=seed, label_noise=.2)
+    rho.half_losses(dls, seed, stopped=lambda: True)
+    assert sorted(seen[0]+seen[1])==list(range(1437))
+    sd = math.sqrt(.2*.8/718*(1-718/1437)) # of a share among 718 drawn from 1,437 without replacement
+    for o in seen: assert abs(torch.isin(torch.tensor(o), dls.flipped).float().mean().item()-.2)<4*sd
 
 @pytest.mark.parametrize('drop_last,workers', [(False, 0), (True, 0), (True, 2)])
 def test_holdout_losses_one_by_one(drop_last, workers):

@@ -41,7 +41,9 @@ def flip_labels(
     share:float, # Share of the labels to flip, in [0, 1]
     seed:int=42 # Same seed, same flips
 )->tuple: # (new labels, sorted positions of the flipped ones)
-    "Flip round(share*n) labels, each to another class drawn evenly (symmetric label noise). Raises `ValueError`."
+    """Flip round(share*n) labels, each to another class drawn evenly (symmetric label noise). Raises `ValueError`.
+
+    The positions are the first of `torch.randperm(n)` from `seed`: what is drawn with torch beside them needs a seed of its own."""
     if isinstance(share, bool) or not isinstance(share, (int,float)) or not 0<=share<=1:
         raise ValueError(f"label_noise={share!r} is not accepted: give the share of labels to flip, from 0 to 1")
     g = torch.Generator().manual_seed(seed)

@@ -368,7 +368,7 @@ function lanes(page) {
     text(device, s.device ? `Measured here: ${s.device}` : '')
   }, runs(list) {
     past.replaceChildren(...(list || []).map(o => {
-      const name = `seed ${o.seed}${o.differs ? `, ${o.differs}` : ''}`, what = `${(o.names || []).join(' and ')}, ${name}`
+      const name = /(^|, )seed /.test(o.differs) ? o.differs : [`seed ${o.seed}`, o.differs].filter(Boolean).join(', '), what = `${(o.names || []).join(' and ')}, ${name}`
       return el('li', {title: what}, ...(o.colors || []).map(c => el('i', {style: `--k:${c}`})), el('span', {}, name),
         ...(page.watches ? [] : [el('button', {'aria-label': `Take the run with ${what} off the chart`, onclick: () => page.send('forget', {run: o.id})}, '×')]))
     }))

@@ -19,8 +19,8 @@ Each has a `*_spec` twin that returns Plotly's plain dictionaries: the live dash
 # %% auto #0
 __all__ = ['Saved', 'run_names', 'epoch_sums', 'kept_share', 'samples_spec', 'figure', 'plot_samples', 'plot_time',
            'plot_agreement', 'plot_accuracy', 'epoch_times', 'plain_step', 'times_beside', 'paid', 'time_spec',
-           'agreement_spec', 'seconds_so_far', 'samples_so_far', 'accuracy_spec', 'saved', 'headlines', 'diverged',
-           'band', 'verdict', 'evidence']
+           'agreement_spec', 'seconds_so_far', 'samples_so_far', 'behind', 'accuracy_spec', 'saved', 'headlines',
+           'diverged', 'band', 'verdict', 'evidence']
 
 # %% ../../nbs/page/01_plots.ipynb #7a152a36
 import math, numpy as np, plotly.graph_objects as go
@@ -339,7 +339,7 @@ def agreement_spec(
                             line=dict(color=colors['random'], width=2.5, dash='dashdot' if i else 'dot'),
                             showlegend=not i))
         data.append(line(rows, x, o.name if len(runs)>1 else f'kept by {o.name}', 'sign_agreement', line=_line(o)))
-    data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
+    if runs: data.append(dict(type='scatter', mode='lines', x=[0, _n_epoch(rec)], y=[80, 80], name='80% claimed', hoverinfo='skip',
                      line=dict(color='#444', width=1.5, dash='dash')))
     notes = [] if runs else [dict(xref='paper', x=.5, y=65, showarrow=False, font=dict(size=13, color='#444'), text='plain training selects nothing')]
     layout = _layout(_axis('epoch', range=[0, _n_epoch(rec)]), _axis('agreement, %', range=[5*math.floor(min(low)/5), 101]), annotations=notes)
@@ -396,6 +396,21 @@ def _readable(vals):
     "Up to where losses are drawn: to the highest, unless that is far above most of them."
     return 1.15*min(max(vals), 4*float(np.median(vals))) if vals else 1
 
+def behind(
+    spec:dict, # Of `accuracy_spec`
+    traces # Plotly's traces to draw behind it, such as those of past runs
+)->dict: # `spec`, whose axes hold the traces, too
+    "Past runs behind this one: none of them cut off, unless it diverged."
+    spec['data'] = [*traces, *spec['data']]
+    def vals(axis): return [v for o in spec['data'] if o.get('yaxis', 'y')==axis for v in o['y']]
+    spec['layout']['yaxis']['range'] = [_lowest(vals('y')), 100.5]
+    spec['layout']['yaxis2']['range'] = [0, max(spec['layout']['yaxis2']['range'][1], _readable(vals('y2')) if vals('y2') else 0)]
+    return spec
+
+def _lowest(accs):
+    "Where an axis of accuracies in percent begins: one that begins at 100 would show nothing."
+    return min(10*math.floor(min(accs, default=0)/10), 90)
+
 def _beyond(data, high):
     "Which runs leave the panel of losses at its top, in words."
     over = {o['name']: max(o['y']) for o in data if o['yaxis']=='y2' and max(o['y'], default=0)>high}
@@ -427,14 +442,14 @@ def accuracy_spec(
                              legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis, line=line,
                              marker=marker, hovertemplate=tip+f'<extra>{name}</extra>'))
     n = max([_n_epoch(o) for o in recs.values()], default=1)
-    low,high = min(10*math.floor(min(accs, default=0)/10), 90),_readable(losses) # an axis that begins at 100 would show nothing
+    high = _readable(losses)
     end = n if by=='epoch' else _room(max([_end(o, by) for o in recs.values()], default=0), [o/10 for o in range(10, 101)])
     note = dict(xref='x2 domain', yref='y2 domain', x=1, y=1, xanchor='right', yanchor='top', showarrow=False, font=dict(size=13, color='#A63C00'),
                 bgcolor='rgba(255,255,255,.9)')
     notes = [note | dict(text='↑ '+o)] if (o := _beyond(data, high)) else []
     def x(**kw): return _axis(_by[by][0], range=[0, end], **kw)
     return dict(data=data, layout=_layout(
-        x(domain=[0, .42]), _axis('accuracy, %', range=[low, 100.5]), annotations=notes,
+        x(domain=[0, .42]), _axis('accuracy, %', range=[_lowest(accs), 100.5]), annotations=notes,
         xaxis2=x(domain=[.6, 1], anchor='y2'), yaxis2=_axis('valid. loss', anchor='x2', range=[0, high])))
 
 # %% ../../nbs/page/01_plots.ipynb #6941f188

@@ -18,10 +18,12 @@ __all__ = ['what_if_data', 'what_if_figure']
 # %% ../../nbs/page/11_whatif.ipynb #e740c54c
 import numpy as np
 from ..engine.record import colors
-from .frame import Figure, Knob, fixed, percent
+from .frame import Figure, Knob, _drag, fixed, percent
 from ..whatif import load_what_if, pays_back, sorted_mass, train_s, what_if_epochs, what_if_parts
 
 # %% ../../nbs/page/11_whatif.ipynb #0bdfa94d
+_colors = {k: colors[k] for k in ('BLF','training','scoring','random','plain')} | {'whole': '#444444', 'paid back': '#B34700', 'coin': '#666666'}
+
 def what_if_data(
     record # A `Record` with the losses of its batches
 )->dict: # For the page: arrays and numbers
@@ -33,7 +35,7 @@ def what_if_data(
     over = (p['score']+p['select'])/train_s(p['bs'], p)
     ints = {k: np.array(parts[k], dtype=np.int32) for k in ('n_seen','epoch')}
     return dict(losses=losses, lens=np.array([len(o) for o in parts['losses']], dtype=np.int32), **ints, n_epoch=parts['n_epoch'], prices=p,
-                agreement=parts['agreement'], top=round(1.12*(1+over), 2), colors={k: colors[k] for k in ('BLF','training','scoring','random')})
+                agreement=parts['agreement'], top=round(1.12*(1+over), 2), colors=_colors)
 
 def _masses(data):
     "Each batch's sorted losses, summed: worked out once."
@@ -65,14 +67,14 @@ def _compute(data, mass, loss_perc, sample_perc):
     def series(kind, y, label, color, **kw): return dict(kind=kind, x=x, y=y, label=label, color=color, **kw)
     def mark(kind, at, label, color): return dict(kind=kind, at=at, label=label, color=color)
     samples = dict(title='Samples per epoch', x=axis, y=dict(title='samples trained on', range=[0, 1.12*top]),
-                   series=[series('bars', r['n_kept'], 'kept', c['BLF'])], marks=[mark('hline', top, 'all samples', '#444444')])
+                   series=[series('bars', r['n_kept'], 'kept', c['BLF'])], marks=[mark('hline', top, 'all samples', c['whole'])])
     time = dict(title='Time per epoch', x=axis, y=dict(title='time, a plain epoch = 1', range=[0, data['top']]),
                 series=[series('bars', [t/plain for t in r['t_s']], 'training on the kept', c['training']), series('bars', overhead, 'scoring, choosing', c['scoring'])],
-                marks=[mark('hline', 1, 'plain', '#000000'), mark('vline', pays_back(r['t_s'], r['t_plain_s']), 'paid back', '#B34700')])
+                marks=[mark('hline', 1, 'plain', c['plain']), mark('vline', pays_back(r['t_s'], r['t_plain_s']), 'paid back', c['paid back'])])
     signs = dict(title='Sign agreement', x=axis, y=dict(title='signs as the whole batch’s, %', range=[0, 105]),
                  series=[series('line', _hundred(r['sign_agreement']), 'kept: the hardest', c['BLF']),
                          series('line', _hundred(r['random_sign_agreement']), 'as many at random', c['random'], dash=True)],
-                 marks=[mark('hline', 50, 'tossing a coin', '#666666')])
+                 marks=[mark('hline', 50, 'tossing a coin', c['coin'])])
     return dict(panels=[samples, time, signs], say=_say(r, n))
 
 # %% ../../nbs/page/11_whatif.ipynb #c946e36b
@@ -84,7 +86,8 @@ def what_if_figure(
     plainly = 'a plain training' if record.method=='plain' else f'a training with {record.method}'
     data = what_if_data(record)
     mass = _masses(data)
+    first = f' Below {percent(data["agreement"][0]["kept"][0])} of the samples signs were not measured: their curve stays level there.' if data['agreement'] else ''
     return Figure('what_if', 'What would have happened at another setting?',
-                  f'Worked out from the losses of {plainly}. One that selects learns otherwise, so that its losses differ: lesson 11 says by how much.',
+                  f'Worked out from the losses of {plainly}. One that selects learns otherwise, so that its losses differ: lesson 11 says by how much.{first}',
                   [Knob('loss_perc', 'loss_perc: share of the loss to keep', 0, 1, .01, .9), Knob('sample_perc', 'sample_perc: least share of the samples', 0, 1, .01, 0)],
-                  data, lambda data, **knobs: _compute(data, mass, **knobs))
+                  data, lambda data, **knobs: _compute(data, mass, **knobs), script=_drag('rules.js')+_drag('what_if.js'))

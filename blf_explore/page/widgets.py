@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
                        knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
@@ -427,16 +427,16 @@ class Dashboard:
 
     def _accuracy(self, by):
         "The accuracy of this run; behind it, faintly, that of the past ones, those of the same set-up as a band where epochs are counted."
-        spec,banded = accuracy_spec(self.records, by=by),self._seeds() if by=='epoch' else []
+        traces,banded = [],self._seeds() if by=='epoch' else []
         for o in self.past:
             if o in banded: continue
             for t in accuracy_spec(o['records'], by=by)['data']:
-                spec['data'].insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
+                traces.insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
         for nm,rec in self.records.items() if banded else ():
             b = band([*(o['records'][nm] for o in banded), rec])
-            spec['data'].insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
+            traces.insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
                                         line=dict(width=0), fillcolor=dashboard_methods[rec.method].color, opacity=.18, hoverinfo='skip', name=f'{nm}, {len(banded)+1} seeds'))
-        return spec
+        return behind(accuracy_spec(self.records, by=by), traces) if traces else accuracy_spec(self.records, by=by)
 
     def _runs(self):
         return [dict(id=o['id'], names=list(o['records']), colors=[dashboard_methods[r.method].color for r in o['records'].values()], seed=o['settings']['seed'],

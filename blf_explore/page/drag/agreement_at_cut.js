@@ -1,5 +1,5 @@
 BLF.compute.agreement_at_cut = (data, { kept, epoch }) => {
-  const { color, range, series, mark, panel, when } = BLF.rules, { percent } = BLF;
+  const { color, range, series, mark, panel, when } = BLF.rules(data), { percent } = BLF;
   const i = Math.floor(kept / 5) - 1, hard = color.HNM, rand = color.random, curve = data.agreement[epoch], epochs = range(0, data.agreement.length);
   const shares = data.kept.map(o => 100 * o), line80 = mark('hline', 80, '80%');
   const panels = [panel('At every cut', 'images kept (%)', 'signs that agree (%)', [series('line', shares, curve.top.map(o => 100 * o), 'the hardest', hard),

@@ -7,14 +7,6 @@
     return vals.map(v => sum += Math.max(v, 0));
   }
 
-  const count = (n, share) => Math.ceil(Number((n * share).toFixed(6)));
-
-  function keptCount(mass, lossPerc, least) {
-    const n = mass.length, all = mass[n - 1];
-    const m = lossPerc >= 1 || !Number.isFinite(all) ? n : BLF.searchsorted(mass, lossPerc * all) + 1;
-    return Math.min(n, Math.max(m, least));
-  }
-
   function trainS(n, { sizes: xs, train: ys }) {
     const k = xs.length - 1;
     if (n <= 0) return 0;
@@ -28,7 +20,7 @@
   }
 
   function epochs(data, lossPerc, samplePerc) {
-    const p = data.prices, n = data.n_epoch, zeros = () => new Array(n).fill(0), whole = trainS(p.bs, p);
+    const { count, keptCount } = BLF.rules(data), p = data.prices, n = data.n_epoch, zeros = () => new Array(n).fill(0), whole = trainS(p.bs, p);
     const steps = data.steps = data.steps || [], step = n => steps[n] ??= trainS(n, p), counts = [], least = n => counts[n] ??= count(n, samplePerc); // worked out once
     const res = { n_seen: zeros(), n_kept: zeros(), t_score_s: zeros(), t_select_s: zeros(), t_train_s: zeros(), t_plain_s: zeros() };
     data.mass = data.mass || masses(data);
@@ -66,13 +58,13 @@
     if (last >= 0) say += ` In epoch ${last + 1} the kept samples agree with ${BLF.percent(signs[last])} of the signs, as many random ones with ${BLF.percent(r.random_sign_agreement[last])}.`;
     return { say, panels: [
       { title: 'Samples per epoch', x: axis, y: { title: 'samples trained on', range: [0, 1.12 * Math.max(...r.n_seen)] },
-        series: [{ kind: 'bars', x, y: r.n_kept, label: 'kept', color: colors.BLF }], marks: [{ kind: 'hline', at: Math.max(...r.n_seen), label: 'all samples', color: '#444444' }] },
+        series: [{ kind: 'bars', x, y: r.n_kept, label: 'kept', color: colors.BLF }], marks: [{ kind: 'hline', at: Math.max(...r.n_seen), label: 'all samples', color: colors.whole }] },
       { title: 'Time per epoch', x: axis, y: { title: 'time, a plain epoch = 1', range: [0, data.top] },
         series: [{ kind: 'bars', x, y: ratio, label: 'training on the kept', color: colors.training }, { kind: 'bars', x, y: overhead, label: 'scoring, choosing', color: colors.scoring }],
-        marks: [{ kind: 'hline', at: 1, label: 'plain', color: '#000000' }, { kind: 'vline', at: back, label: 'paid back', color: '#B34700' }] },
+        marks: [{ kind: 'hline', at: 1, label: 'plain', color: colors.plain }, { kind: 'vline', at: back, label: 'paid back', color: colors['paid back'] }] },
       { title: 'Sign agreement', x: axis, y: { title: 'signs as the whole batch’s, %', range: [0, 105] },
         series: [{ kind: 'line', x, y: signs.map(v => v === null ? null : 100 * v), label: 'kept: the hardest', color: colors.BLF },
           { kind: 'line', x, y: r.random_sign_agreement.map(v => v === null ? null : 100 * v), label: 'as many at random', color: colors.random, dash: true }],
-        marks: [{ kind: 'hline', at: 50, label: 'tossing a coin', color: '#666666' }] }] };
+        marks: [{ kind: 'hline', at: 50, label: 'tossing a coin', color: colors.coin }] }] };
   };
 })();
