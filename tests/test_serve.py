@@ -152,6 +152,7 @@ def test_what_is_loaded_is_a_bar_on_a_terminal_and_a_line_elsewhere():
 # ---- who is here, without sockets, processes and time
 
 class Told:
+    down = ''
     def __init__(self): self.told = []
     def tell(self, do, run, msg=None, **more): self.told.append((do, run, *([msg['type'], msg['view']] if msg else [])))
     def since(self, n): return [o[:1]+o[2:] for o in self.told[n:]]
@@ -340,6 +341,14 @@ def test_all_hear_that_the_trainer_has_died():
     s.say(w, 'ack', 'w')
     s.wait(2)
     assert [p['parts'] for p in w.heard if p['type']=='update'][-1]==dict(time='2')
+
+def test_a_trainer_that_dies_again_and_again_is_not_waited_for():
+    s = Scene()
+    p = s.page()
+    s.trainer.down = 'it ended three times'
+    s.hub.lost('it ended')
+    s.say(p, 'hello')
+    assert p.heard[-1]==dict(type='lost', final=True, say='it ended three times') and len(s.trainer.told)==2
 
 def test_signs_of_life():
     s = Scene()

@@ -273,7 +273,7 @@ class Hub:
     short,long = 5.,300. # seconds without a page until a run is paused, and until it is ended
     beat,gap = 2.,.9 # seconds between signs of life, and at least between what a watcher is told
     def __init__(self,
-        trainer, # `tell(do, run, **more)`
+        trainer, # `tell(do, run, **more)`; `down`: why there is none any more, or ''
         settings:dict, # Of the command line
         limit:int=4, # Own dashboards at once
         is_class:bool=False, # Does a class watch one run?
@@ -319,6 +319,7 @@ class Hub:
     def _hello(self, page, msg):
         run = page.run or self.runs.get('class' if page.role=='teacher' else msg.get('run'))
         query = msg.pop('query', '')
+        if self.trainer.down: return page.send(_text(type='lost', final=True, say=self.trainer.down))
         if run is None:
             if msg.get('run') and page.role=='own': return page.send(_text(type='lost', say='The run that this page showed is gone: the server was started anew, '
                                                                           'or nobody was there for some minutes.'))
@@ -508,6 +509,7 @@ class Trainer:
     ):
         self.heard,self.lost,self.factory,self.loads = heard,lost,factory,loads
         self.proc,self.ending,self.starts = None,False,deque(maxlen=3)
+        self.down = '' # why it is not started again
 
     def start(self):
         "Start the process; needs a running loop."
@@ -538,7 +540,7 @@ class Trainer:
         how = f'signal {-code}' if code<0 else f'exit code {code}'
         last = next((f': {o}' for o in reversed(self.said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
         say = f'The process that trains has ended ({how}{last}), and its runs with it.'
-        if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: say += ' It did so three times; it is not started again.'
+        if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: self.down = say = f'{say} It did so three times: start blf-dashboard again.'
         else: self.start()
         self.lost(say)
 
