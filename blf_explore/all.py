@@ -16,7 +16,7 @@ from blf_explore.gradients import *
 from blf_explore.whatif import *
 from blf_explore.budget import *
 from blf_explore.compare import *
-from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims, shipped
+from blf_explore.claims import Claim, claims, claims_table, load_claims, load_runs, run_claims
 from blf_explore.page.plots import *
 from blf_explore.page.frame import *
 from blf_explore.page import figures # `figures.k_center` and `figures.weighted_draw` are figures; by these names alone stand the rules they show
