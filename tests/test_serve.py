@@ -152,6 +152,7 @@ def test_what_is_loaded_is_a_bar_on_a_terminal_and_a_line_elsewhere():
 # ---- who is here, without sockets, processes and time
 
 class Told:
+    down = ''
     def __init__(self): self.told = []
     def tell(self, do, run, msg=None, **more): self.told.append((do, run, *([msg['type'], msg['view']] if msg else [])))
     def since(self, n): return [o[:1]+o[2:] for o in self.told[n:]]
@@ -160,7 +161,7 @@ class Scene:
     "A hub, a clock that is moved by hand, and pages that write down what they hear."
     def __init__(self, **kwargs):
         self.now,self.trainer = 0.,Told()
-        self.hub = Hub(self.trainer, kwargs.pop('settings', {}), clock=lambda: self.now, **kwargs)
+        self.hub = Hub(self.trainer, kwargs.pop('settings', None) or check_settings(), clock=lambda: self.now, **kwargs)
     def page(self, role='own', view='v1', **more):
         p = Page(role, None)
         p.heard = []
@@ -203,7 +204,7 @@ def test_a_page_whose_run_is_gone_is_told():
     p = s.page(run='of-yesterday')
     assert types(p)==['lost'] and s.trainer.told==[]
     s.say(p, 'hello') # the same set-up anew
-    assert types(p)==['lost','run']
+    assert types(p)==['lost','run','update']
 
 def test_two_windows_of_one_run():
     s = Scene()
@@ -211,7 +212,7 @@ def test_two_windows_of_one_run():
     b = s.page(view='v2', run=run_of(a))
     s.hub.heard(run_of(a), '*', '{"type":"update","parts":{}}')
     s.hub.heard(run_of(a), 'v2', '{"type":"file"}')
-    assert types(a)==['run','update'] and types(b)==['run','update','file']
+    assert types(a)==['run','update','update'] and types(b)==['run','update','update','file']
     s.hub.leave(a)
     s.wait(400)
     assert s.hub.runs and s.trainer.since(3)==[('take','bye','v1')]
@@ -245,7 +246,7 @@ def test_before_hello_nothing_starts_and_refusals_harm_nobody():
     heard = []
     for text in (*HOSTILE, '{"type": "run", "view": "v"}'): s.hub.take(q, text)
     assert len(heard)==len(HOSTILE)+1-HOSTILE.count(None) and {o['type'] for o in heard}=={'refused'}
-    assert len(s.trainer.told)==2 and types(p)==['run']
+    assert len(s.trainer.told)==2 and types(p)==['run','update']
 
 def test_who_watches_costs_the_trainer_nothing_and_misses_nothing():
     s = Scene(is_class=True, limit=0)
@@ -271,7 +272,7 @@ def test_who_watches_costs_the_trainer_nothing_and_misses_nothing():
         latest = {}
         for o in w.heard: latest |= o.get('parts', {})
         assert latest==dict(state='{"n": 39}', time='32')
-    assert types(teacher).count('update')==40, 'the teacher sees each'
+    assert types(teacher).count('update')==41, 'the teacher sees each, after the first state'
 
 def test_a_watcher_that_is_slow_is_not_pushed_and_catches_up():
     s = Scene(is_class=True)
@@ -341,6 +342,14 @@ def test_all_hear_that_the_trainer_has_died():
     s.wait(2)
     assert [p['parts'] for p in w.heard if p['type']=='update'][-1]==dict(time='2')
 
+def test_a_trainer_that_dies_again_and_again_is_not_waited_for():
+    s = Scene()
+    p = s.page()
+    s.trainer.down = 'it ended three times'
+    s.hub.lost('it ended')
+    s.say(p, 'hello')
+    assert p.heard[-1]==dict(type='lost', final=True, say='it ended three times') and len(s.trainer.told)==2
+
 def test_signs_of_life():
     s = Scene()
     p = s.page()
@@ -351,6 +360,23 @@ def test_the_board_packs_once():
     b = Board()
     b.put(dict(a='1'))
     assert b.since(-1, True) is b.since(-1, True) and json.loads(b.since(-1))==json.loads(gzip.decompress(b.since(-1, True)))
+
+def test_a_page_has_its_fields_before_the_trainer_speaks():
+    from blf_explore.page.widgets import Dashboard
+    dash = Dashboard(lambda msg: None)
+    try: says = dash._state_now(time.monotonic())
+    finally: dash.close()
+    s = Scene()
+    a = s.page()
+    early = json.loads(a.heard[1]['parts']['state'])
+    assert set(early)==set(says) and early['status']=='loading'
+    assert {k: early[k] for k in ('settings','now','fields')}=={k: json.loads(json.dumps(says[k])) for k in ('settings','now','fields')}
+    s.update(run_of(a), state='{}')
+    b = s.page(view='v2', run=run_of(a))
+    assert types(b)==['run'], 'only until it is heard'
+    def first(query): return [json.loads(o['parts']['state'])['now']['loss_perc'] for o in s.page(view='v3', query=query).heard if o['type']=='update']
+    assert first('?loss_perc=.35&path=/etc&seed=x')==[.35] and first('?loss_perc=3')==[.9]
+    assert first('?method=importance')==[], 'where the slider stands is the method\'s to say'
 
 # ---- over HTTP, with a trainer that only listens
 
@@ -605,6 +631,14 @@ def test_a_page_over_its_life(browser):
             appears(page, 'output:text("0.35")')
             assert page.locator('#notice').is_hidden()
 
+number = dict(what='time', words='time beside the other run', how='number', phase='decided', n=3, guesses=[['-20 to -10', 2], ['-10 to 0', 1]], middle=-12, before=-3, came=-15)
+way = dict(what='accuracy', words='accuracy', how='direction', phase='decided', n=5, guesses=[['rises', 3], ['stays', 0], ['falls', 2]], middle=None, before=88, came='falls')
+SAID = [ # what room.js says of a question
+    ('question', number, 'Time beside the other run: how many percent will it be?'), ('question', way, 'Accuracy: will it rise, stay or fall?'), ('question', {}, ''),
+    ('summary', number, '3 answers: 2 × -20 to -10%, 1 × -10 to 0%; half of the class said −12% or less.'), ('summary', way, '5 answers: 3 × rises, 2 × falls.'),
+    ('summary', dict(phase='open', n=3), ''), ('outcome', number, 'It came to −15%, from −3%.'), ('outcome', way, 'It fell (it was 88%): 2 of 5 said so.'),
+    ('outcome', number | dict(phase='closed', came=None), 'Before the drag: −3%.'), ('outcome', number | dict(phase='closed', before=None), '')]
+
 @pytest.mark.browser
 def test_a_class_in_the_browser(browser):
     with process(is_class=True, own=0) as p, open_page(browser) as teacher, open_page(browser, 390, 844) as phone:
@@ -639,3 +673,6 @@ def test_a_class_in_the_browser(browser):
         teacher.click('.room button:has-text("what came of it")')
         appears(phone, f'.room .came:has-text("It came to {100*want/128:.1f}%, from 89.8%")')
         assert heard==[[],[]]
+        for f,poll,want in SAID: assert phone.evaluate(f"import('./room.js').then(o => o.{f}({json.dumps(poll)}))")==want, (f, poll)
+        waits = phone.evaluate("import('./serve.js').then(o => [0, 1, 2, 3, 10].map(o.pause))")
+        assert waits==[250, 500, 1000, 2000, 5000], 'how long a page waits before it asks again'

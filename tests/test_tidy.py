@@ -111,7 +111,8 @@ def test_imports_come_from_below():
     too_many(found, IMPORTS, 'imports that do not come from below')
 
 @pytest.mark.skipif(not shutil.which('node'), reason='no node here; test_widgets.py loads it in the browser')
-def test_the_page_is_an_es_module(tmp_path):
-    shutil.copy(package/'page'/'live.js', tmp_path/'live.mjs')
-    res = subprocess.run(['node', '--check', tmp_path/'live.mjs'], capture_output=True, text=True)
+@pytest.mark.parametrize('name', ['live','serve','room'])
+def test_the_page_is_an_es_module(name, tmp_path):
+    shutil.copy(package/'page'/f'{name}.js', tmp_path/'page.mjs')
+    res = subprocess.run(['node', '--check', tmp_path/'page.mjs'], capture_output=True, text=True)
     assert res.returncode==0, res.stderr

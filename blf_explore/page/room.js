@@ -1,5 +1,6 @@
 // A class: the teacher asks before a drag, students answer, all see how the class guessed and what came of it.
 const WHAT = {samples: 'samples kept of a batch', time: 'time beside the other run', agreement: 'gradient signs that agree', accuracy: 'accuracy'}
+const CAME = {rises: 'rose', stays: 'stayed', falls: 'fell'}
 const DIRECTIONS = {rises: 'rises', stays: 'stays', falls: 'falls'}
 
 export const percent = v => `${(+v.toFixed(1)).toString().replace('-', '−')}%`
@@ -30,7 +31,7 @@ export function outcome(poll) {
   const was = poll.before === null || poll.before === undefined ? '' : `, from ${percent(poll.before)}`
   if (poll.how === 'number') return `It came to ${percent(poll.came)}${was}.`
   const right = poll.guesses.find(([label]) => label === poll.came)[1]
-  return `It ${poll.came}${was ? ` (it was ${percent(poll.before)})` : ''}: ${right} of ${poll.n} said so.`
+  return `It ${CAME[poll.came]}${was ? ` (it was ${percent(poll.before)})` : ''}: ${right} of ${poll.n} said so.`
 }
 
 const el = (tag, attrs = {}, ...kids) => {

@@ -145,6 +145,7 @@ async function main() {
     state() { notice.hide('patience'); room?.state?.(m.state) },
     lost() {
       if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
+      if (m.final) return notice.show('lost', m.say)
       const anew = () => { notice.hide('lost'); model.renew() }
       if (!m.trained) return anew()
       notice.show('lost', m.say, ['Open the same set-up', anew])

@@ -15,8 +15,8 @@ neither PyTorch nor plotly."""
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'trainer_mb', 'own_mb', 'bins', 'Poll', 'reading', 'host_name',
            'good_host', 'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'Page', 'Run', 'Board',
-           'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
-           'Progress', 'listen', 'serve']
+           'first_state', 'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit',
+           'free_memory', 'Progress', 'listen', 'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
 import asyncio, base64, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
@@ -31,7 +31,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import Allow, page_choices, shipped
+from .sessions import (Allow, changed_settings, from_query, knobs, live_settings, page_choices, shipped, show_field, sides)
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -235,6 +235,7 @@ class Page:
 class Run:
     "A dashboard in the trainer."
     id:str
+    first:str='' # What its pages are told until the trainer is heard
     pages:set=field(default_factory=set)
     leaving:dict=field(default_factory=dict) # {view: when it went}
     empty_since:float=None # None: somebody is there
@@ -258,12 +259,21 @@ class Board:
         return self._packed[version,gz]
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a033
+def first_state(
+    settings:dict # All of them
+)->dict: # `state` as the dashboard sends it
+    "What a page shows while the trainer has nothing to say yet: the set-up in its fields, and that it is being loaded."
+    return dict(status='loading', what='Starting the process that trains', progress=None, error='', error_id=0, away='', settings=settings, now=settings, auto={},
+                preset=None, pending=[], queued=False, epoch=0, n_epoch=settings['epochs'], batch=0, n_iter=0, n_batch=0, left='–', device='', so_far=[['']],
+                values={}, notes={}, diverged={}, says={}, query='', answer='', evidence='',
+                fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'})
+
 class Hub:
     """Who is here, which run is whose, who is told what. `take`, `leave`, `heard`, `lost` and `tick` tell it what has happened."""
     short,long = 5.,300. # seconds without a page until a run is paused, and until it is ended
     beat,gap = 2.,.9 # seconds between signs of life, and at least between what a watcher is told
     def __init__(self,
-        trainer, # `tell(do, run, **more)`
+        trainer, # `tell(do, run, **more)`; `down`: why there is none any more, or ''
         settings:dict, # Of the command line
         limit:int=4, # Own dashboards at once
         is_class:bool=False, # Does a class watch one run?
@@ -309,32 +319,41 @@ class Hub:
     def _hello(self, page, msg):
         run = page.run or self.runs.get('class' if page.role=='teacher' else msg.get('run'))
         query = msg.pop('query', '')
+        if self.trainer.down: return page.send(_text(type='lost', final=True, say=self.trainer.down))
         if run is None:
             if msg.get('run') and page.role=='own': return page.send(_text(type='lost', say='The run that this page showed is gone: the server was started anew, '
                                                                           'or nobody was there for some minutes.'))
             msg['query'] = query
-            run = self._open(page)
+            run = self._open(page, query)
             if run is None: return
         page.run,run.empty_since = run,None
         run.pages.add(page)
         page.views.add(msg['view'])
         page.send(_text(type='run', run=run.id))
+        if run.first: page.send(run.first)
         self.trainer.tell('take', run.id, msg={k: v for k,v in msg.items() if k in ('type','view','query')})
         gone,run.leaving = [o for o in run.leaving if o!=msg['view']],{}
         for o in gone: self.trainer.tell('take', run.id, msg=dict(type='bye', view=o)) # the old ones go once the new one is there
         self._room_changed = True
 
-    def _open(self, page):
+    def _open(self, page, query):
         "A run for a page; None: there is no room for it, and the page was told."
         own = {k: o for k,o in self.runs.items() if k!='class'}
         if page.role=='own' and len(own)>=self.limit:
             left = [o for o in own.values() if o.empty_since is not None and self.clock()-o.empty_since>self.short]
             if not left: return page.send(_text(type='full', watch=self.watch, say=self._full()))
             self._end(min(left, key=lambda o: o.empty_since))
-        run = Run('class' if page.role=='teacher' else secrets.token_urlsafe(12))
+        run = Run('class' if page.role=='teacher' else secrets.token_urlsafe(12), self._first(query))
         self.runs[run.id] = run
         self.trainer.tell('open', run.id, settings=self.settings, allow=self.allow)
         return run
+
+    def _first(self, query):
+        "The first message of a run, before there is a dashboard; '' where a slider's place is the method's to say."
+        try: s = changed_settings(self.settings, **from_query(query, self.settings, Allow(**self.allow))[0])
+        except (ValueError, OSError): s = self.settings
+        if any(s[k] is None for side in sides for k in knobs(s, side)): return ''
+        return _text(type='update', parts=dict(state=json.dumps(first_state(s))))
 
     def _full(self):
         if not self.limit: return 'This server trains one run for the class, and no others.'
@@ -349,6 +368,7 @@ class Hub:
         "The trainer has something for the pages of a run; `view` is '*' if for all of them."
         run = self.runs.get(run)
         if run is None: return
+        run.first = ''
         for o in list(run.pages):
             if view=='*' or view in o.views: o.send(text)
         if run.id=='class' and view=='*':
@@ -489,6 +509,7 @@ class Trainer:
     ):
         self.heard,self.lost,self.factory,self.loads = heard,lost,factory,loads
         self.proc,self.ending,self.starts = None,False,deque(maxlen=3)
+        self.down = '' # why it is not started again
 
     def start(self):
         "Start the process; needs a running loop."
@@ -519,7 +540,7 @@ class Trainer:
         how = f'signal {-code}' if code<0 else f'exit code {code}'
         last = next((f': {o}' for o in reversed(self.said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
         say = f'The process that trains has ended ({how}{last}), and its runs with it.'
-        if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: say += ' It did so three times; it is not started again.'
+        if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: self.down = say = f'{say} It did so three times: start blf-dashboard again.'
         else: self.start()
         self.lost(say)
 
