@@ -8,7 +8,7 @@ import argparse, ast, queue, sys, threading, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
-from browser import serve, chromium
+from browser import chromium, serve, until
 
 _watch = """() => {
   const root = document.querySelector('.blf'), div = root.querySelector('.samples .plot > div'), input = root.querySelector('input[name=loss_perc]')
@@ -26,13 +26,13 @@ def latency(n, other):
         page.goto(url)
         page.wait_for_selector('.blf[data-status=ready]', timeout=120_000)
         page.get_by_role('button', name='Run', exact=True).click()
-        page.wait_for_function("document.querySelector('.blf').dataset.batches > 60", timeout=60_000)
+        until(page, "document.querySelector('.blf').dataset.batches > 60")
         page.evaluate(_watch)
         slider = page.get_by_role('slider', name='loss_perc of A', exact=True)
         slider.focus()
         for i in range(n):
             slider.press('ArrowLeft' if i//20%2==0 else 'ArrowRight')
-            page.wait_for_function(f'window.moved.length > {i}', timeout=10_000)
+            until(page, f'window.moved.length > {i}')
             page.wait_for_timeout(150+np.random.randint(200))
         return np.array(page.evaluate('window.moved'))
 

@@ -3,9 +3,9 @@ import sys
 from pathlib import Path
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'tests'))
-from browser import serve, chromium
+from browser import chromium, serve, until
 
-def at_least(page, n): page.wait_for_function(f"document.querySelector('.blf').dataset.batches>={n}", timeout=120_000)
+def at_least(page, n): until(page, f"document.querySelector('.blf').dataset.batches>={n}")
 
 def begin(page, url, query):
     page.goto(f'{url}?{query}')

@@ -82,7 +82,7 @@ def test_silence_is_noticed_but_not_by_a_page_that_slept(js):
 def test_every_status_and_chart_has_something_to_say(js):
     states = [dict(status=o, settings=dict(other='plain'), now=dict(method=m, other='plain'), pending=[], n_batch=n, answer='') for m in ('BLF','plain')
               for o,n in (('loading',0), ('ready',0), ('running',5), ('paused',5), ('done',9), ('error',5))]
-    for o in js([['newsOf', [s]] for s in states] + [['lookFor', [c, s, 'epoch']] for c in ('samples','time','agreement','accuracy') for s in states]): assert 8<len(o)<75
+    for o in js([['newsOf', [s, w]] for s in states for w in (False,True)] + [['lookFor', [c, s, 'epoch']] for c in ('samples','time','agreement','accuracy') for s in states]): assert 8<len(o)<75
     assert js([['newsOf', [states[4] | dict(answer='It paid.')]]])==['It paid.']
 
 # ---- colours

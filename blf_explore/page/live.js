@@ -60,9 +60,11 @@ export function silence(now, heard, looked, loading = false) {
 }
 
 // The line that says how things stand
-export function newsOf(s) {
+export function newsOf(s, watches = false) {
   const both = s.settings?.other !== 'none'
   if (s.status === 'done') return s.answer || 'Compare the curves: which run got there with less?'
+  if (watches) return {loading: 'The run is being prepared.', ready: 'The run has not begun.', running: 'The sliders are moved elsewhere: watch what follows.', paused: 'It goes on when it is let.',
+    error: 'It was stopped by an error.'}[s.status] || ''
   if (s.pending?.length) return 'What you changed waits: Reset begins again with it.'
   return {
     loading: s.queued ? 'It will run as soon as everything is loaded.' : 'Run may be pressed already.',
@@ -81,7 +83,7 @@ export function lookFor(chart, s, by = 'epoch') {
     agreement: 'All samples always agree with themselves.', accuracy: 'Choose a method for A to have something to compare.'}[chart]
   return {
     samples: !begun ? 'How many samples will it need? The bar fills batch by batch.'
-      : done ? 'Did the share fall while the network learned?' : 'Move a slider: the line follows with the next batch.',
+      : done ? 'Did the share fall while the network learned?' : 'Where a slider is moved, the line follows with the next batch.',
     time: !begun ? 'Guess first: will A’s bars be lower than B’s?'
       : done ? 'In which epochs is the mark ✓, and is the first one of them?' : 'Is what scoring adds less than what skipping saves?',
     agreement: !begun ? 'Is the hardest half of a batch a better choice than any half?'
@@ -250,7 +252,7 @@ function news(page) {
     last = s
     node.dataset.kind = page.lost ? 'lost' : s.away ? 'away' : s.status
     text(state, page.lost ? 'No answer' : s.status === 'done' ? 'Done' : s.status)
-    text(says, page.lost ? page.lost : s.away || newsOf(s))
+    text(says, page.lost ? page.lost : s.away || newsOf(s, page.watches))
     text(more, page.lost || s.status !== 'done' ? '' : s.evidence || '')
     act.more.hidden = page.lost || s.status !== 'done'
     act.go_on.hidden = page.lost || !s.away
@@ -682,8 +684,8 @@ function assemble({root, hidden, watches, words}, parts) {
 function render({model, el: host}) {
   const view = Math.random().toString(36).slice(2), fill = !!model.get('fill'), search = fill ? location.search : ''
   const query = new URLSearchParams(search), hidden = new Set((query.get('hide') || '').split(',').filter(Boolean))
-  const root = el('div', {class: 'blf' + (fill ? ' fill' : '')})
-  const page = {model, view, root, search, query, hidden, choices: model.get('choices'), watches: model.get('role') === 'watch', state: null, lost: '',
+  const watches = model.get('role') === 'watch', root = el('div', {class: ['blf', ...(fill ? ['fill'] : []), ...(watches ? ['watches'] : [])].join(' ')})
+  const page = {model, view, root, search, query, hidden, choices: model.get('choices'), watches, state: null, lost: '',
     send: (type, more = {}) => model.send({type, view, ...more}),
     setup: () => withLooks(page.state.query, {hide: [...hidden].join(','), size: root.dataset.size}),
     anew: () => model.renew ? model.renew() : location.reload(),
