@@ -1663,6 +1663,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'blf_explore/page/sessions.py'),
                                            'blf_explore.page.sessions.from_query': ( 'page/sessions.html#from_query',
                                                                                      'blf_explore/page/sessions.py'),
+                                           'blf_explore.page.sessions.keep_company': ( 'page/sessions.html#keep_company',
+                                                                                       'blf_explore/page/sessions.py'),
                                            'blf_explore.page.sessions.knobs': ('page/sessions.html#knobs', 'blf_explore/page/sessions.py'),
                                            'blf_explore.page.sessions.lib': ('page/sessions.html#lib', 'blf_explore/page/sessions.py'),
                                            'blf_explore.page.sessions.page_choices': ( 'page/sessions.html#page_choices',

@@ -436,6 +436,20 @@ def test_files(page):
     assert all(len(im.convert('RGB').crop((x, y, x+880, y+504)).getcolors(1<<20))>20 for x in (0,880) for y in (0,504)) # a chart in each quarter
 
 @pytest.mark.browser
+def test_in_a_notebook_the_charts_are_kept_as_a_picture_whenever_all_stands_still(blank):
+    start(blank, fill=False)
+    assert blank.evaluate("document.querySelector('.blf').clientHeight")==700
+    show(blank, parts('pays', 330))
+    show(blank, parts('pays', 330, status='paused'))
+    wait_until(lambda: sent(blank, 'picture'), what='the picture')
+    first = sent(blank, 'picture')[0]['data']
+    assert first.startswith('data:image/png;base64,') and len(first)>20_000
+    show(blank, parts('pays', 330, status='paused', left='0:01')) # nothing new to keep
+    show(blank, parts('pays'))
+    wait_until(lambda: sent(blank, 'picture'), what='the next picture')
+    assert len(sent(blank, 'picture'))==1 and sent(blank, 'picture')[0]['data']!=first
+
+@pytest.mark.browser
 def test_a_watcher_sees_all_and_controls_nothing(blank):
     page = blank
     start(page, role='watch')

@@ -44,6 +44,13 @@ def test_the_step_beforehand_is_taken_in_the_lanes_thread_and_leaves_no_trace(mo
     s.stop()
     assert seen==[(True, True)]*2
 
+def test_one_thread_keeps_the_process_company():
+    "Also where one lane trains alone: what it finds beside it is the same with one dashboard or several, and at any time."
+    for _ in range(2):
+        s = session(other='none')
+        assert [o.name for o in threading.enumerate()].count('blf_explore company')==1
+        s.stop()
+
 @pytest.mark.slow
 def test_equal_methods_take_equal_times():
     """Both lanes plain. If nothing but chance tells their batches apart, each of the five is the slowest of its lane in one run of five: in seven

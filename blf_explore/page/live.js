@@ -85,9 +85,11 @@ export function lookFor(chart, s, by = 'epoch') {
     time: !begun ? 'Guess first: will A’s bars be lower than B’s?'
       : done ? 'In which epochs is the mark ✓, and is the first one of them?' : 'Is what scoring adds less than what skipping saves?',
     agreement: !begun ? 'Is the hardest half of a batch a better choice than any half?'
-      : 'Above the dotted line the choice is better than chance.',
-    accuracy: by === 'epoch' ? 'Both curves together: nothing was lost by skipping.'
-      : by === 'seconds' ? 'Further left at the same height: the same accuracy in less time.' : 'Further left at the same height: the same accuracy from fewer samples.',
+      : 'Is the line above the dotted one? Then the choice beats chance.',
+    accuracy: !begun ? 'Guess first: which curve will end higher?'
+      : by === 'epoch' ? 'Do the curves run together? Then nothing was lost by skipping.'
+      : by === 'seconds' ? 'Which curve is further left at the same height? It was quicker.'
+      : 'Which curve is further left at the same height? It needed fewer samples.',
   }[chart]
 }
 
@@ -589,6 +591,7 @@ function loadPlotly({model, view}) {
 // Takes messages, answers each update once it is drawn, says hello and good-bye, and notices silence
 function protocol(page, take, lost) {
   const {model, send} = page
+  const slow = () => !model.get('fill') && page.state?.status === 'loading'  // a kernel that loads PyTorch may say nothing for a while; a server does
   let heard = performance.now(), looked = heard, gone = false, asked = 0
   const hello = () => { asked = performance.now(); send('hello', {query: page.state ? '?' + page.state.query : page.search}) }
   const back = () => { gone = false; lost(false) }
@@ -600,7 +603,7 @@ function protocol(page, take, lost) {
     if (msg.type === 'update') try { await take(msg.parts) } finally { send('ack') }
   }
   const look = () => {
-    const now = performance.now(), what = silence(now, heard, looked, page.state?.status === 'loading')
+    const now = performance.now(), what = silence(now, heard, looked, slow())
     looked = now
     if (what === 'asleep') { heard = now; hello() }
     if (what === 'lost' && !gone) { gone = true; lost(true) }
@@ -640,6 +643,42 @@ async function asPicture(page, titled) {
   return canvas.toDataURL('image/png')
 }
 
+// For a notebook that is opened without its kernel: the charts as they were when all stood still. The notebook shows it in an output of its
+// own, before this one, where it is hidden while there is a page to look at
+function stillPicture(page, host, charts) {
+  const {model} = page, notebook = !model.get('fill')
+  let of = '', still = model.get('picture'), watched = null
+  const keep = async () => {
+    const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
+    if (!notebook || page.watches || now === of || !['paused', 'done'].includes(status)) return
+    of = now
+    try {
+      still = await asPicture(page, charts.titled())
+      page.send('picture', {data: still})
+    } catch { of = '' }
+  }
+  const hide = () => {  // it is put there anew with every picture sent
+    for (let o = notebook ? host : null; o && o !== document.body; o = o.parentElement) {
+      const before = o.previousElementSibling, img = before?.querySelector('img')
+      if (!img || ![still, model.get('picture')].includes(img.src)) continue
+      before.style.display = 'none'
+      if (!watched) (watched = new MutationObserver(hide)).observe(o.parentElement, {childList: true})
+      return
+    }
+  }
+  setTimeout(hide)  // once this is part of the notebook
+  return {keep, end() { watched?.disconnect() }}
+}
+
+// The parts in their places, but for those that the address hides
+function assemble({root, hidden, watches, words}, parts) {
+  const shown = (name, o) => hidden.has(name) ? [] : [o.node], {charts} = parts
+  const main = el('div', {class: 'main'}, ...shown('sliders', parts.lanes), ...(charts.node.dataset.n === '0' ? [] : [charts.node]))
+  const band = el('div', {class: 'band'}, ...shown('batch', parts.idea), ...shown('images', parts.strip))
+  root.append(parts.header.node, ...(watches ? [] : shown('setup', parts.setup)), ...shown('news', parts.news),
+    ...[main, band].filter(o => o.childElementCount), parts.errors.node, words.node)
+}
+
 function render({model, el: host}) {
   const view = Math.random().toString(36).slice(2), fill = !!model.get('fill'), search = fill ? location.search : ''
   const query = new URLSearchParams(search), hidden = new Set((query.get('hide') || '').split(',').filter(Boolean))
@@ -656,11 +695,7 @@ function render({model, el: host}) {
   const controls = [parts.header.controls, parts.setup.node, parts.lanes.node]
   parts.lanes.node.disabled = page.watches
 
-  const node = k => parts[k].node, seen = (names, k) => !names.every(o => hidden.has(o)) && k
-  const main = el('div', {class: 'main'}, ...(hidden.has('sliders') ? [] : [node('lanes')]), ...(node('charts').dataset.n === '0' ? [] : [node('charts')]))
-  const band = el('div', {class: 'band'}, ...(hidden.has('batch') ? [] : [node('idea')]), ...(hidden.has('images') ? [] : [node('strip')]))
-  root.append(node('header'), ...(hidden.has('setup') || page.watches ? [] : [node('setup')]), ...(hidden.has('news') ? [] : [node('news')]),
-    ...(main.childElementCount ? [main] : []), ...(seen(['batch', 'images'], true) ? [band] : []), node('errors'), page.words.node)
+  assemble(page, parts)
   if (!fill) root.style.height = model.get('height') + 'px'
   host.append(root)
 
@@ -682,26 +717,7 @@ function render({model, el: host}) {
       else if (k === 'runs') parts.lanes.runs(o)
     }
     await parts.charts.redraw(specs)
-    keepStill()
-  }
-  let stillOf = '', still = model.get('picture'), watched = null
-  const keepStill = async () => {  // for a notebook that is opened without its kernel: the charts as they were when all stood still
-    const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
-    if (fill || page.watches || now === stillOf || !['paused', 'done'].includes(status)) return
-    stillOf = now
-    try {
-      still = await asPicture(page, parts.charts.titled())
-      page.send('picture', {data: still})
-    } catch { stillOf = '' }
-  }
-  const hideStill = () => {  // it stands in the output before this one, and is put there anew with every picture sent
-    for (let o = fill ? null : host; o && o !== document.body; o = o.parentElement) {
-      const before = o.previousElementSibling, img = before?.querySelector('img')
-      if (!img || ![still, model.get('picture')].includes(img.src)) continue
-      before.style.display = 'none'
-      if (!watched) (watched = new MutationObserver(hideStill)).observe(o.parentElement, {childList: true})
-      return
-    }
+    still.keep()
   }
   const lost = gone => {
     page.lost = !gone ? '' : fill ? 'Nothing has come from the server for 5 s. This page keeps asking; the run is as it was last seen.'
@@ -710,10 +726,9 @@ function render({model, el: host}) {
     for (const o of controls) o.disabled = gone || page.watches
     parts.news.again()
   }
-  const talk = protocol(page, take, lost)
-  setTimeout(hideStill)  // once this is part of the notebook
+  const still = stillPicture(page, host, parts.charts), talk = protocol(page, take, lost)
   loadPlotly(page).catch(e => parts.errors.say(`The charts cannot be drawn: ${e}`))
-  return () => { talk.end(); parts.charts.end(); watched?.disconnect() }
+  return () => { talk.end(); parts.charts.end(); still.end() }
 }
 
 export {render}

@@ -638,7 +638,8 @@ def _measured(settings, method, result):
     noise,again = settings['label_noise'],settings['redundancy']
     if settings['network']!=made['model'] or noise and again: return None
     if noise or again:
-        of = rows.get('wrong-labels' if noise else 'redundancy', {}).get('above_plain', {}).get(f'{noise or again:.0%}', {})
+        levels = rows.get('wrong-labels' if noise else 'redundancy', {}).get('above_plain', {}) # {'10%': …}
+        of = next((v for k,v in levels.items() if abs(float(k[:-1])-100*(noise or again))<1e-6), {})
         return (of[method], made['epochs']/2) if of.get(method) else None
     of = rows.get('no-train', {}).get('whole') or rows.get('target', {}).get('points', {}).get('100%', {})
     return (of[method], made['epochs']) if of.get(method) else None

@@ -306,6 +306,21 @@ def lib(name): return importlib.import_module(f'blf_explore.{name}') # torch com
 
 one_trains = InOrder() # of all lanes of all dashboards: the random state is the process's, and so are its cores
 
+_company = [] # of one thread at most
+
+def keep_company():
+    "Let a thread with an OpenMP team of its own sit in this process: who trains has then more threads beside it than there are cores, and waits asleep."
+    if _company: return
+    ready = threading.Event()
+    def sit():
+        import torch
+        torch.ones(2**20).sum() # enough to be shared among a team
+        ready.set()
+        threading.Event().wait()
+    _company.append(threading.Thread(target=sit, daemon=True, name='blf_explore company'))
+    _company[0].start()
+    ready.wait()
+
 class Apart:
     """Work with random numbers of its own in a process where others train: from `begin` to `end` nobody else does, and then
     the process has the random state back that it had."""
@@ -509,6 +524,7 @@ class Session:
         with shelf.lock:
             from fastai.callback.core import CancelFitException
             lib('engine.data')
+            keep_company()
         yield f"Loading {dashboard_data[s['name']]}"
         with shelf.lock:
             if self.stopped: return
