@@ -1,5 +1,5 @@
 // The served page's connection: it looks to live.js like a notebook's model, and comes back by itself when it was cut.
-const QUIET = 5000  // ms without a word after which the connection counts as cut; the server says something every 2 s
+const QUIET = 4000  // ms without a word after which the connection counts as cut; the server says something every 2 s
 const YOUNG = 4000  // ms that a click may wait for the connection to come back
 
 export const whole = settings =>  // a set-up as an address's query, nothing left to anybody's defaults
@@ -68,17 +68,17 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
     }
     mine.onclose = () => { if (ws === mine) again() }
   }
-  const again = () => {
+  const again = silent => {
     if (ended) return
     ws = null
     greeted = false
-    onCut(true)
+    onCut(true, silent)
     clearTimeout(timer)
     timer = setTimeout(open, pause(tries++))
   }
   const look = setInterval(() => {  // a cable that was pulled closes nothing
-    if (ws && performance.now() - heard > QUIET) { const old = ws; ws = null; try { old.close() } catch { /* it was never open */ } again() }
-  }, 500)
+    if (ws && performance.now() - heard > QUIET) { const old = ws; ws = null; try { old.close() } catch { /* it was never open */ } again(true) }
+  }, 250)
   const hurry = () => { if (!ws && !ended) { tries = 0; open() } }
   addEventListener('online', hurry)
   document.addEventListener('visibilitychange', () => { if (!document.hidden) hurry() })
@@ -160,10 +160,11 @@ async function main() {
     room() { room?.show(m) },
     taken() { room?.taken?.(m.value) },
   })[m.type]?.()
-  const onCut = gone => {
+  const onCut = (gone, silent) => {
     if (room) room.node.inert = gone
     if (!gone) { clearTimeout(cut); cut = null; return low.hide('cut') }
-    cut ??= setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), 1500)
+    if (silent) clearTimeout(cut)
+    if (silent || !cut) cut = setTimeout(() => low.show('cut', 'No connection to the server: this page comes back by itself when there is one.'), silent ? 0 : 1500)
   }
   const model = connect(info, {onOwn, onCut})
   if (info.is_class && info.role !== 'own') {
