@@ -47,9 +47,9 @@ def test_an_outbox_never_sends_more_than_a_page_takes(events, running):
     def settle(until):
         nonlocal now,unanswered
         while True:
+            click,last = o.urgent,sent[-1][0] if sent else -math.inf
             what,wait = o.next(now, running)
             if what in ('update','quick'):
-                click,last = o.urgent,sent[-1][0] if sent else -math.inf
                 if not click:
                     assert not unanswered, 'no second update before the first was drawn'
                     assert now-last>=(.15 if now<o.lively_until else .4 if running else .05)-1e-9
@@ -79,6 +79,7 @@ def test_a_sign_of_life_every_two_seconds_and_none_without_a_page():
     o = Outbox()
     assert o.next(100., True)==(None,None)
     o.join('a')
+    assert o.next(0., False)==('update', 0.)
     o.news({}, 0.)
     now,beats = 0.,[]
     while now<20:
@@ -93,6 +94,17 @@ def test_a_page_that_comes_back_is_told_everything():
     assert o.news(dict(a='1', b='2'), 0.)==dict(a='1', b='2') and o.news(dict(a='1', b='2'), 1.)=={}
     o.join('a')
     assert o.next(1.1, True)[0]=='update' and o.news(dict(a='1', b='2'), 1.1)==dict(a='1', b='2')
+
+def test_what_happens_while_the_parts_are_drawn_is_told_next():
+    "A click between the drawing and the sending of an update was lost once."
+    o = Outbox()
+    o.join('a')
+    assert o.next(0., False)[0]=='update'
+    o.changed = o.urgent = True
+    o.news(dict(a='1'), .01) # drawn before the click
+    assert o.next(.02, False)[0]=='update'
+    o.news(dict(a='2'), .03)
+    assert o.next(.04, False)[0]!='update'
 
 # ---- a dashboard and a page that only remembers
 

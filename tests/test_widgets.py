@@ -247,7 +247,8 @@ def test_settings_apply_on_reset(page):
     drag(page, 'loss_perc', .3)
     button(page, 'Step').click()
     at_least(page, 2)
-    page.get_by_role('button', name='Reset to apply').click()
+    appears(page, '.reset.pending')
+    button(page, 'Reset').click()
     status(page, 'ready')
     assert page.get_by_label('network', exact=True).input_value()=='mlp' and batches(page)==0
     assert sliders(page)==['loss_perc','sample_perc','other_sample_perc'] and not page.locator('.pending').count()

@@ -11,7 +11,7 @@ const SETUP = [
 ]
 const SIDES = {method: ['A', ''], other: ['B', 'other_']}  // the two methods: letter, and what their settings' names begin with
 const PACES = {0: 'full speed', 20: '20 batches/s', 5: '5 batches/s', 1: '1 batch/s'}
-const QUIET = 5000, QUIET_LOADING = 20000  // milliseconds without a word after which the page says so; beats come every 2 s
+const QUIET = 4400, QUIET_LOADING = 20000  // milliseconds without a word after which the page says so; beats come every 2 s
 const WORDS = {
   'epoch': 'Once through the training set.',
   'batch': 'The samples that are trained on together, in one step.',
@@ -177,7 +177,6 @@ function header(page) {
     run.disabled = s.status === 'done' || s.status === 'error'
     step.disabled = stepEpoch.disabled = !['loading', 'ready', 'paused'].includes(s.status)
     reset.classList.toggle('pending', s.pending.length > 0)
-    text(reset, s.pending.length ? 'Reset to apply' : 'Reset')
     const v = String(s.settings.pace ?? 0)
     if (document.activeElement !== pace) {
       if (![...pace.options].some(o => o.value === v)) pace.append(el('option', {value: v}, `${v} batches/s`))

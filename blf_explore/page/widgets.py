@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, verdict
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, times_beside, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
                        knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
 
@@ -157,7 +157,10 @@ class Outbox:
         if not self.views: return None,None
         if self.awaiting is not None and now-self.awaiting>self.patience: return 'gone',0.
         due = self._due(now, running)
-        if now>=due: return ('quick' if running and (self.urgent or now<self.lively_until) and now-self.t_full<.8 else 'update'),0.
+        if now>=due:
+            quick = running and (self.urgent or now<self.lively_until) and now-self.t_full<.8
+            self.changed = self.urgent = False # now: what comes while the parts are drawn has to be told, too
+            return ('quick' if quick else 'update'),0.
         if now>=self.t_beat+self.beat: return 'beat',0.
         ends = [due, self.t_beat+self.beat, *([self.awaiting+self.patience] if self.awaiting is not None else [])]
         return None,max(0., min(ends)-now)+.001
@@ -172,7 +175,7 @@ class Outbox:
         "Of `parts`, {name: text}, those that the pages do not have yet; they count as sent now."
         new = {k: v for k,v in parts.items() if self.sent.get(k)!=v}
         self.sent |= new
-        self.changed,self.urgent,self.t_sent = False,False,now
+        self.t_sent = now
         if new and self.awaiting is None: self.awaiting = now
         return new
 
@@ -466,7 +469,7 @@ class Dashboard:
 
     def _seeds(self):
         "Past runs of this set-up that have come to their end, of other seeds."
-        return [o for o in self.past if o['done'] and same_setup(o['settings'], self.settings)]
+        return [o for o in self.past if o['done'] and same_setup(o['settings'], self.settings) and not any(r.rows['changes'] for r in o['records'].values())]
 
     def _answer(self, status):
         "At the end of a run: what came of it, and what the package's evidence says of such a set-up."
@@ -500,7 +503,7 @@ class Dashboard:
         res = [['', *'AB'[:len(recs)]], row('samples used', lambda r: f"{100*sum((s := epoch_sums(r))['n_kept'])/sum(s['n_seen']):.0f}%"),
                row('time', lambda r: f'{sum(epoch_times(r)):.1f} s')]
         if any(r is None or r.method=='plain' for r in recs): return res
-        t = plain_step(*recs)*len(recs[0].rows['batches'])
+        t = sum(times_beside(recs[0]))
         return res+[['plain, sampled', f'{t:.1f} s' if math.isfinite(t) else '–']]
 
 
