@@ -372,6 +372,7 @@ class Dashboard:
         "Show a sentence; each one counts, also one that was said before."
         self._message,self._error_id = sentence,self._error_id+1
         self._outbox.sent.pop('state', None) # the page takes its fields back from it
+        self._outbox.changed = True
 
     # what the pages are told
 
