@@ -452,13 +452,15 @@ def test_a_method_changed_in_mid_run_waits_and_its_settings_with_it():
 @pytest.mark.browser
 def test_an_address_with_settings(browser, app):
     with open_page(browser) as page:
-        ready(page, app+'?network=mlp&method=SB&beta=2.5&other=BLF&other_loss_perc=0.5&epochs=7&hide=images&prune=.3')
+        page.errors = []
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.goto(app+'?network=mlp&method=SB&beta=2.5&other=BLF&other_loss_perc=0.5&epochs=7&hide=images&prune=.3', wait_until='commit')
         says(page, 'prune=0.3 is no setting')
         button(page, 'OK').click()
         until(page, "document.querySelector('input[name=beta]')?.value=='2.5'")
         status(page, 'ready')
         def value(label): return page.get_by_label(label, exact=True).input_value()
-        assert [value(o) for o in ('network','epochs','method A','method B','beta','other_loss_perc')]==['mlp','7','SB','BLF','2.5','0.5']
+        assert [value(o) for o in ('network','epochs','method A','method B','beta of A','loss_perc of B')]==['mlp','7','SB','BLF','2.5','0.5']
         assert sliders(page)==['beta','stale','other_loss_perc','other_sample_perc'] # neither has `prune`
         assert page.locator('.strip').count()==0
         assert page.errors==[]

@@ -88,7 +88,7 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
     get: k => ({choices: info.choices, role: info.role, fill: true, height: 700})[k],
     on: (name, f) => listeners.add(f), off: (name, f) => listeners.delete(f),
     send(msg) {
-      if (msg.type === 'hello') { hello = msg; return greet() }
+      if (msg.type === 'hello') { hello = msg; return lost ? undefined : greet() }  // a run that is gone is not asked for again and again
       if (greeted && ws?.readyState === 1) return put(msg)
       if (lost && !['ack', 'bye'].includes(msg.type)) return onOwn(lost)
       if (msg.type !== 'ack' && msg.type !== 'bye') waiting.push([performance.now(), msg])
