@@ -1709,6 +1709,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Dashboard._hello': ( 'page/widgets.html#dashboard._hello',
                                                                                          'blf_explore/page/widgets.py'),
+                                          'blf_explore.page.widgets.Dashboard._is_new': ( 'page/widgets.html#dashboard._is_new',
+                                                                                          'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Dashboard._parts': ( 'page/widgets.html#dashboard._parts',
                                                                                          'blf_explore/page/widgets.py'),
                                           'blf_explore.page.widgets.Dashboard._preset': ( 'page/widgets.html#dashboard._preset',

@@ -195,7 +195,7 @@ class Dashboard:
         self._lock,self._wake,self._outbox,self._closed = threading.RLock(),threading.Event(),Outbox(),False
         self._pending,self._speed,self.past = {},[],[] # settings for the next reset; (time, batches); runs before this one
         self._message,self._error_id,self._blamed,self._away,self._left = '',0,None,'',None
-        self._t_strip = 0.
+        self._t_strip,self._drawn = 0.,{} # when the images were sent last; {part: what it was drawn from}
         self.session = Session(self.settings, self._data, self._changed, self._allow)
         threading.Thread(target=self._serve, daemon=True, name='blf_explore page').start()
 
@@ -420,14 +420,22 @@ class Dashboard:
         res['samples'] = samples_spec(*recs)
         if quick: return res
         self._outbox.t_full = now
-        res |= dict(time=time_spec(*recs), agreement=agreement_spec(*recs), runs=self._runs(), accuracy={by: self._accuracy(by) for by in ways})
+        res |= dict(time=time_spec(*recs), runs=self._runs())
+        if self._is_new('agreement', 'probes', recs): res['agreement'] = agreement_spec(*recs)
+        if self._is_new('accuracy', 'epochs', recs): res['accuracy'] = {by: self._accuracy(by) for by in ways}
         i,lane = next((o for o in enumerate(s.lanes) if o[1].selects), (0,lane))
         if lane.last is None: res |= dict(strip=None, batch=None)
-        elif self.status!='running' or now-self._t_strip>1 or 'strip' not in self._outbox.sent:
+        elif self.status!='running' or now-self._t_strip>2 or 'strip' not in self._outbox.sent:
             named = dict(name=run_names(*recs)[i], score=dashboard_methods[lane.method].score)
             res |= dict(strip=strip(lane.last, lane.learn.dls) | named, batch=sorted_batch(lane.last, lane.learn.dls) | named)
             self._t_strip = now
         return res
+
+    def _is_new(self, part, table, recs):
+        "Whether the rows that a chart is drawn from have changed since it was sent: those of an epoch come once an epoch."
+        rows = [None if r is None else (id(r), len(r.rows[table])) for r in recs],[o['id'] for o in self.past],self.status
+        old,self._drawn[part] = self._drawn.get(part),rows
+        return rows!=old or part not in self._outbox.sent
 
     def _accuracy(self, by):
         "The accuracy of this run; behind it, faintly, that of the past ones, those of the same set-up as a band where epochs are counted."
