@@ -1,4 +1,4 @@
-"""The live dashboard in a real browser: Voila's page as `blf-dashboard` serves it, and a cell in JupyterLab."""
+"""The live dashboard in a real browser: the page that `blf-dashboard` serves, and a cell in JupyterLab."""
 import json, math, re, time
 from urllib.parse import parse_qsl
 import psutil, pytest
