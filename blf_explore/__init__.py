@@ -34,6 +34,7 @@
 - `blf_explore.page.plots`: Figures of records: what was kept, what it cost, how far the gradient agrees, what came of it
 - `blf_explore.page.report`: A comparison as figures, and as one HTML file that stands alone, for someone who doubts it
 - `blf_explore.page.serve`: One light process that serves the dashboard's page, and one beside it that trains
+- `blf_explore.page.sessions`: Two trainings that share a machine fairly: the settings, the turns and the lanes behind the dashboard
 - `blf_explore.page.whatif`: The three charts of a record, as `loss_perc` and `sample_perc` are dragged: samples, time, sign agreement
 - `blf_explore.page.widgets`: A dashboard in which a network trains while a class drags the sliders
 - `blf_explore.pfb`: Partial Forward Blocking: the shallow layers see every sample, the deep ones only the rare

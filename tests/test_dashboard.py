@@ -150,6 +150,14 @@ def test_an_address_keeps_what_is_good_and_names_all_that_is_not(page):
     assert page.state['query']=='lr=0.02&method=SB' # what differs from how the page began: a link to hand out
     assert all(o in page.state['error'] for o in ('beta=9','epochs=-1','prune=0.3'))
 
+def test_a_page_that_says_hello_again_begins_nothing_anew(page):
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    page.say('hello', query='lr=0.02')
+    page.shows(lambda s: s['status']=='ready' and s['now']['lr']==.02, 'what the address asks for')
+    session = page.dash.session
+    for _ in range(3): page.say('hello', query=page.state['query']) # one that slept, or was loaded anew
+    assert page.state['query']=='lr=0.02' and page.dash.session is session
+
 def test_every_mistake_speaks_also_the_same_one_again(page):
     page.shows(lambda s: s['status']=='ready', 'ready')
     ids = []

@@ -183,7 +183,7 @@ def same_secret(a, b): return hmac.compare_digest(str(a).encode(), str(b).encode
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a024
 _own = dict(hello=dict(query=str, run=str, who=str, gz=bool), ack={}, bye={}, ok={}, set=dict(settings=dict), preset=dict(settings=dict), run={}, pause={},
-            step={}, step_epoch={}, reset={}, more={}, keep=dict(run=(int,str)), forget=dict(run=(int,str)), file=dict(what=str), go_on={})
+            step={}, step_epoch={}, reset={}, more={}, forget=dict(run=(int,str)), file=dict(what=str), go_on={})
 known_messages = dict( # {role: {type: {field: its type}}}
     own=_own, teacher=_own | dict(ask=dict(what=str, how=str), shut={}, decide=dict(value=(int,float,str)), clear={}),
     watch={k: _own[k] for k in ('hello','ack','bye','ok')} | dict(answer=dict(value=(int,float,str))))

@@ -319,7 +319,8 @@ class Dashboard:
         "End the training and let go of its networks and data."
         self._closed = True
         self.session.stop()
-        self.session.lanes,self.past,self._data = [],[],{}
+        self.session.lanes,self.past = [],[]
+        self._data.clear() # the session has it, too
         self._wake.set()
 
     # messages of a page
@@ -345,7 +346,7 @@ class Dashboard:
             else: self._away = 'The page was closed, so the run was paused.'
         if self.n_batch or not msg.get('query'): return
         asked,complaints = from_query(msg['query'], self.settings, self._allow)
-        if asked: self.reset(**asked)
+        if self.settings | asked!=self.settings: self.reset(**asked) # a page that says hello again asks for what is there already
         if complaints: self._complain('; '.join(complaints))
 
     def _bye(self, view):
