@@ -1424,6 +1424,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'blf_explore.page.serve.Hub._watched': ( 'page/serve.html#hub._watched',
                                                                                  'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub._went': ('page/serve.html#hub._went', 'blf_explore/page/serve.py'),
+                                        'blf_explore.page.serve.Hub._without': ( 'page/serve.html#hub._without',
+                                                                                 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub.heard': ('page/serve.html#hub.heard', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub.leave': ('page/serve.html#hub.leave', 'blf_explore/page/serve.py'),
                                         'blf_explore.page.serve.Hub.lost': ('page/serve.html#hub.lost', 'blf_explore/page/serve.py'),

@@ -206,6 +206,28 @@ def test_a_page_whose_run_is_gone_is_told():
     s.say(p, 'hello') # the same set-up anew
     assert types(p)==['lost','run','update']
 
+@pytest.mark.parametrize('kind,more', [('ack', {}), ('bye', {}), ('run', {}), ('hello', {}), ('set', dict(settings=dict(lr=.1)))])
+@pytest.mark.parametrize('role', ['own','teacher'])
+def test_what_was_on_its_way_leaves_the_reason_in_sight(role, kind, more):
+    "A page says something just when its trainer dies: it hears that reason, once or twice, and nothing else."
+    s = Scene(is_class=role=='teacher')
+    p = s.page(role)
+    r,n = run_of(p),len(s.trainer.told)
+    s.hub.lost('it ended')
+    s.say(p, kind, **more, **(dict(run=r) if kind=='hello' else {}))
+    heard = p.heard[types(p).index('lost'):]
+    assert heard==[dict(type='lost', say='it ended')]*len(heard) and len(heard)==1+(kind not in ('ack','bye'))
+    s.hub.leave(p) # the connection was cut as well
+    q = s.page(role, view='v2', run=r)
+    assert q.heard==[dict(type='lost', say='it ended')] and s.trainer.since(n)==[]
+    s.say(q, 'hello', 'v2') # the button
+    assert types(q)[1]=='run' and run_of(q) in s.hub.runs and not q.lost
+
+def test_a_teacher_whose_server_began_anew_is_asked_first():
+    s = Scene(is_class=True)
+    p = s.page('teacher', run='class')
+    assert types(p)==['lost'] and 'started anew' in p.heard[0]['say'] and s.trainer.told==[]
+
 def test_two_windows_of_one_run():
     s = Scene()
     a = s.page()

@@ -123,6 +123,7 @@ function notices(node) {  // one sentence at the top of the page, with what can 
       node.hidden = false
     },
     hide(name) { if (!name || why === name) { node.hidden = true; why = '' } },
+    shows: name => why === name,
   }
 }
 
@@ -155,7 +156,7 @@ async function main() {
       if (m.watch) acts.push(['Watch the class', () => { location.href = m.watch }])
       notice.show('full', m.say, ...acts)
     },
-    refused() { notice.show('refused', m.say, ['OK', () => notice.hide('refused')]) },
+    refused() { if (!notice.shows('lost')) notice.show('refused', m.say, ['OK', () => notice.hide('refused')]) },
     patience() { notice.show('patience', m.say) },
     room() { room?.show(m) },
     taken() { room?.taken?.(m.value) },

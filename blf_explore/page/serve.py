@@ -225,6 +225,7 @@ class Page:
     role:str # 'own', 'teacher' or 'watch'
     send:object # Called with what the page is told, a text or bytes
     run:object=None # Its `Run`
+    lost:str='' # Why it has none any more
     views:set=field(default_factory=set) # What it calls itself
     who:str='' # A watcher's own name, the same after a reload
     gz:bool=False # Does it take gzip'd messages?
@@ -283,7 +284,7 @@ class Hub:
     ):
         self.trainer,self.settings,self.limit,self.is_class,self.watch,self.clock = trainer,settings,limit,is_class,watch,clock
         self.allow = allow or dict(folders=[], download=False)
-        self.pages,self.runs,self.board,self.poll = set(),{},Board(),Poll()
+        self.pages,self.runs,self.ended,self.board,self.poll = set(),{},{},Board(),Poll()
         self._room_changed,self._t_beat,self._t_told,self._values = False,-math.inf,-math.inf,{}
 
     @property
@@ -297,7 +298,7 @@ class Hub:
             if kind=='hello': self._watch(page, msg) if page.role=='watch' else self._hello(page, msg)
             elif kind in ('ask','shut','decide','clear','answer'): self._ask(page, msg)
             elif page.role=='watch': self._watched(page, kind)
-            elif page.run is None: raise ValueError('this page has no run: say hello first')
+            elif page.run is None: self._without(page, kind)
             elif kind=='bye': self._went(page.run, page.views & {msg['view']}) or page.views.discard(msg['view'])
             else: self.trainer.tell('take', page.run.id, msg=msg)
         except ValueError as e: page.send(_text(type='refused', say=str(e)))
@@ -321,12 +322,13 @@ class Hub:
         query = msg.pop('query', '')
         if self.trainer.down: return page.send(_text(type='lost', final=True, say=self.trainer.down))
         if run is None:
-            if msg.get('run') and page.role=='own': return page.send(_text(type='lost', say='The run that this page showed is gone: the server was started anew, '
-                                                                          'or nobody was there for some minutes.'))
+            if msg.get('run'):
+                page.lost = self.ended.get(msg['run'], 'The run that this page showed is gone: the server was started anew, or nobody was there for some minutes.')
+                return self._without(page, 'hello')
             msg['query'] = query
             run = self._open(page, query)
             if run is None: return
-        page.run,run.empty_since = run,None
+        page.run,page.lost,run.empty_since = run,'',None
         run.pages.add(page)
         page.views.add(msg['view'])
         page.send(_text(type='run', run=run.id))
@@ -335,6 +337,11 @@ class Hub:
         gone,run.leaving = [o for o in run.leaving if o!=msg['view']],{}
         for o in gone: self.trainer.tell('take', run.id, msg=dict(type='bye', view=o)) # the old ones go once the new one is there
         self._room_changed = True
+
+    def _without(self, page, kind):
+        "A page without a run said something: it hears why it has none, and no other sentence takes that one's place."
+        if not page.lost: raise ValueError('this page has no run: say hello first')
+        if kind not in ('ack','bye'): page.send(_text(type='lost', say=page.lost)) # those two were on their way
 
     def _open(self, page, query):
         "A run for a page; None: there is no room for it, and the page was told."
@@ -382,7 +389,8 @@ class Hub:
         "The trainer has ended, and all runs with it."
         for o in list(self.pages):
             if o.run or o.role=='watch': o.send(_text(type='lost', say=say))
-            o.run = None
+            if o.run: o.run,o.lost = None,say
+        self.ended = dict.fromkeys(self.runs, say) # a page that was away just now asks for one of them
         self.runs,self._values = {},{}
         self.board.clear()
         for o in self.pages: o.seen = -1
