@@ -1300,6 +1300,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'blf_explore.page.plots._starts': ('page/plots.html#_starts', 'blf_explore/page/plots.py'),
                                         'blf_explore.page.plots._thin': ('page/plots.html#_thin', 'blf_explore/page/plots.py'),
                                         'blf_explore.page.plots._ticks': ('page/plots.html#_ticks', 'blf_explore/page/plots.py'),
+                                        'blf_explore.page.plots._too_high': ('page/plots.html#_too_high', 'blf_explore/page/plots.py'),
                                         'blf_explore.page.plots._value': ('page/plots.html#_value', 'blf_explore/page/plots.py'),
                                         'blf_explore.page.plots.accuracy_spec': ( 'page/plots.html#accuracy_spec',
                                                                                   'blf_explore/page/plots.py'),

@@ -188,6 +188,31 @@ def boxes(page): return {k.split(' ', 1)[1]+'|'+k.split(' ')[0]: v for k,v in pa
 def named(bs, cls): return [v for k,v in bs.items() if cls in k.split('|')[0].split(' ')]
 def apart(a, b): return a[2]<=b[0]+.5 or b[2]<=a[0]+.5 or a[3]<=b[1]+.5 or b[3]<=a[1]+.5
 
+CUT = '''() => [...document.querySelectorAll('.head, .value, .more, .legend, .hint, .lane p, .status, .news p, .strip h2, figcaption, .knob label, .by, .count')]
+  .filter(o => o.offsetParent && (o.scrollWidth > o.clientWidth + 1 || o.scrollHeight > o.clientHeight + 3)).map(o => [o.className, o.innerText])'''
+
+def cut_off(page):
+    "What has words that do not fit. An inline element has no width of its own."
+    return [o for o in page.evaluate(CUT) if o[1]]
+
+@pytest.mark.browser
+@pytest.mark.parametrize('width', [720, 800, 950, 1100])
+def test_at_a_notebooks_width_nothing_is_cut_off_or_small(blank, width):
+    page = blank
+    page.set_viewport_size(dict(width=width, height=900))
+    start(page, fill=False)
+    heights = set()
+    for state in (parts('pays', 0), parts('pays', 330), parts('pays', answer=ANSWER), parts('race', 250), parts('race', answer=ANSWER)):
+        show(page, state)
+        bs = boxes(page)
+        assert all(v[0]>=-.5 and v[2]<=width+.5 for v in bs.values()) and cut_off(page)==[]
+        controls = page.evaluate("[...document.querySelectorAll('header button, header select, header summary, header .count span')].filter(o => o.offsetParent && !o.closest('.menu > div')).map(o => (r => [r.left, r.top, r.right, r.bottom])(o.getBoundingClientRect()))")
+        assert all(apart(a, b) for i,a in enumerate(controls) for b in controls[:i])
+        assert all(v[2]-v[0]>.33*width and v[3]-v[1]>95 for v in named(bs, 'plot'))
+        heights.add(round(bs[next(k for k in bs if k.startswith('blf'))][3]))
+        if width<=1000: assert page.evaluate("document.querySelector('.blf').scrollHeight<=document.querySelector('.blf').clientHeight+1"), 'the notebook scrolls, not the dashboard'
+    assert max(heights)-min(heights)<=(120 if width<=1000 else 0) # two sliders more
+
 @pytest.mark.browser
 @pytest.mark.parametrize('size', SIZES, ids=lambda o: 'x'.join(map(str, o)))
 def test_idle_running_done_at_every_size(blank, size):
@@ -218,6 +243,7 @@ def test_idle_running_done_at_every_size(blank, size):
                 assert reach==[True,True], at
             page.evaluate("document.querySelector('.blf').scrollTop = 0")
         assert all(v[3]-v[1]>=95 for v in named(bs, 'plot'))
+        assert cut_off(page)==[]
     assert len(heads)==1 and len(charts)<=(1 if size[0]>700 else 2), 'charts do not jump' # on a phone a race has a line more above them
 
 @pytest.mark.browser

@@ -153,6 +153,17 @@ def test_cut_epochs_are_paid_for_what_they_did():
     marks = [o['x'] for o in time_spec(run((4, 1, 4)))['layout']['annotations']]
     assert marks==[.5, 2.5] # one batch of four is too little to judge by
 
+def test_a_bar_that_leaves_the_axis_says_how_high_it_is():
+    "One slow epoch does not flatten the others, and its figure stands where its bar leaves."
+    r = run((4,)*5)
+    r.rows['epochs'][1]['t_train_s'] = 100.
+    spec = time_spec(r, run((4,)*5, method='plain'))
+    top,times = spec['layout']['yaxis']['range'][1],epoch_times(r)
+    assert times[1]>top>max(times[:1]+times[2:])
+    notes = [o for o in spec['layout']['annotations'] if o['text'].startswith('↑')]
+    assert [(o['x'], o['text']) for o in notes]==[(1.28, f'↑{times[1]:.3g}')]
+    assert not [o for o in time_spec(run((4,)*5))['layout']['annotations'] if o['text'].startswith('↑')]
+
 def test_up_to_the_end_of_an_epoch():
     "What an epoch without a row of its own took is part of it."
     r = run((4, 2, 4), no_row=(1,))
@@ -169,7 +180,7 @@ def test_headlines_of_one_epoch():
     a,b = run((4, 4, 4), kept=4),run((4, 4), kept=2, method='HNM')
     said = headlines({'BLF': a, 'HNM': b})
     assert said['samples'][-1]==['epoch 2: 50% · 25%', ''] and said['accuracy'][-1]==['after epoch 2', '']
-    assert '2 epochs' in said['time'][-1][0]
+    assert said['time'][-1][0]=='±0% vs B: too close to call; vs plain −38% · −38%' # 4 batches of .3 s beside 4 plain ones
     assert ''.join(t for t,_ in said['samples'][:-1])=='BLF 4 · HNM 2 of 8'
     b.rows['batches'][-1]['n_seen'] = 5 # its last batch was a smaller one
     assert [t for t,_ in headlines({'BLF': a, 'HNM': b})['samples']][1:5:3]==['4 of 8', '2 of 5']

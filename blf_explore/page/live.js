@@ -103,12 +103,18 @@ export function legendItem(trace) {
 }
 
 // A spec's layout at a type size (pixels), with margins that stay: measuring labels to make room would draw every chart twice
-export function fitted(layout, chart, size, narrow = false) {
-  const [left, right] = MARGINS[chart], small = o => ({...o, font: {...o.font, size: size * (narrow ? .75 : .92)}})
+export function fitted(layout, chart, size, width = 600, height = 400) {
+  const [left, right] = MARGINS[chart].map(o => o * size), small = size * (width < 32 * size ? .75 : .92), room = width - left - right, [x0, x1] = layout.xaxis.range
+  const inside = a => {  // words beside an upright line end where the axis does
+    if (a.xref || a.xanchor !== 'left') return a
+    const at = room * (a.x - x0) / (x1 - x0), over = at + .56 * small * a.text.length - room
+    return over > 0 ? {...a, xshift: -Math.min(over, at)} : a
+  }
   const l = {...layout, font: {...layout.font, size: size * .92}, showlegend: false, autosize: true,
-    margin: {l: left * size, r: right * size, t: size * .5, b: size * 2.75}}
-  if (l.annotations) l.annotations = l.annotations.map(small)
-  for (const a of ['xaxis', 'xaxis2', 'yaxis', 'yaxis2']) if (l[a]) l[a] = {...l[a], automargin: false}
+    margin: {l: left, r: right, t: size * .5, b: size * 2.75}}
+  if (l.annotations) l.annotations = l.annotations.map(o => inside({...o, font: {...o.font, size: small}}))
+  for (const a of ['xaxis', 'xaxis2', 'yaxis', 'yaxis2'])
+    if (l[a]) l[a] = {...l[a], automargin: false, ...(height < 11 * size ? {title: {...l[a].title, font: {size: size * .78}}} : {})}
   return l
 }
 
@@ -414,7 +420,7 @@ function chart(page, k) {
     if (!now) { key = ''; legend.replaceChildren(); return void Plotly.purge(plot) }
     showLegend(now.data)
     spoken(said)
-    return Plotly.react(plot, now.data, fitted(now.layout, k, parseFloat(getComputedStyle(page.root).fontSize), plot.clientWidth < 400), {displayModeBar: false, responsive: false, doubleClick: false})
+    return Plotly.react(plot, now.data, fitted(now.layout, k, parseFloat(getComputedStyle(page.root).fontSize), plot.clientWidth, plot.clientHeight), {displayModeBar: false, responsive: false, doubleClick: false})
   }, clear(Plotly) { Plotly.purge(plot) }}
 }
 
@@ -547,11 +553,11 @@ function strip(page, marked) {
   const node = el('div', {class: 'strip'}, el('div', {class: 'side kept'}, el('h2', {}, 'Hardest kept ', score), pics.kept),
     el('div', {class: 'side skipped'}, el('h2', {}, 'Easiest skipped'), pics.skipped))
   return {node, show() {}, take(s) {
-    text(score, s ? `by ${s.score}; label→taken for` : '')
+    text(score, s ? 'label→taken for' : '')
     for (const [side, box] of Object.entries(pics)) {
       const items = s ? s[side] : []
       box.replaceChildren(...(items.length ? items.map(o => el('figure', {}, picture(o, s.score, side, marked), el('figcaption', {}, el('b', {}, o.loss)),
-        el('figcaption', {class: o.label === o.pred ? '' : 'wrong'}, o.label === o.pred ? o.label : `${o.label}→${o.pred}`)))
+        el('figcaption', {class: o.label === o.pred ? '' : 'wrong'}, ...(o.label === o.pred ? [o.label] : [`${o.label}→`, el('wbr'), o.pred]))))
         : [el('div', {class: 'none'}, s ? 'nothing was skipped' : '–')]))
     }
   }}
@@ -697,7 +703,8 @@ function render({model, el: host}) {
   parts.lanes.node.disabled = page.watches
 
   assemble(page, parts)
-  if (!fill) root.style.height = model.get('height') + 'px'
+  const high = new ResizeObserver(() => { root.style.height = root.clientWidth > 1000 ? model.get('height') + 'px' : 'auto' })  // a narrow notebook scrolls itself
+  if (!fill) high.observe(root)
   host.append(root)
 
   const showState = s => {
@@ -729,7 +736,7 @@ function render({model, el: host}) {
   }
   const still = stillPicture(page, host, parts.charts), talk = protocol(page, take, lost)
   loadPlotly(page).catch(e => parts.errors.say(`The charts cannot be drawn: ${e}`))
-  return () => { talk.end(); parts.charts.end(); still.end() }
+  return () => { talk.end(); parts.charts.end(); still.end(); high.disconnect() }
 }
 
 export {render}

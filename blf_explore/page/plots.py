@@ -291,6 +291,12 @@ def _ticks(s, saved):
             for i,(e,v,begun) in enumerate(zip(s['epoch'], saved, _begun(s)))
             if math.isfinite(v) and (len(saved)-1-i)%step==0 and begun]
 
+def _too_high(s, times, shifts, top, unit, k):
+    "The figure of each bar that leaves the axis at its top, beneath the mark of its epoch."
+    return [dict(x=e+shift, y=1, yref='paper', yanchor='top', yshift=-19, showarrow=False, text=f'↑{k*t:.3g}', hovertext=f'{k*t:.3g} {unit}', borderpad=0,
+                 font=dict(size=11, color='#222'), bgcolor='rgba(255,255,255,.85)')
+            for ts,shift in zip(times, shifts) for e,t in zip(s['epoch'], ts) if math.isfinite(t) and k*t>top]
+
 def time_spec(
     rec:Record, # A record, finished or growing
     other:Record=None # A run measured beside it, plain or not; None: the plain steps that `rec` sampled
@@ -319,7 +325,8 @@ def time_spec(
     # one slow epoch (a busy machine) must not flatten all others
     top = _room(1.2*k*min(max(tops), 2.5*float(np.median(tops)))) if tops and max(tops) else 1
     x,y = _axis('epoch', range=[0, _n_epoch(rec)]),_axis(f'time, {unit}', range=[0, top])
-    return dict(data=data, layout=_layout(x, y, barmode='overlay', annotations=_ticks(s, saved)))
+    notes = _ticks(s, saved)+_too_high(s, [total, beside], (.28,.72), top, unit, k)
+    return dict(data=data, layout=_layout(x, y, barmode='overlay', annotations=notes))
 
 # %% ../../nbs/page/01_plots.ipynb #a3ff3f05
 def agreement_spec(
@@ -331,7 +338,7 @@ def agreement_spec(
     def line(rows, x, name, col, **kw):
         low.extend(100*r[col]-3 for r in rows if math.isfinite(r[col]))
         return dict(type='scatter', mode='lines+markers', x=x, y=[100*r[col] for r in rows], name=name,
-                    marker=dict(size=6), hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
+                    marker=dict(size=6), cliponaxis=False, hovertemplate='%{y:.0f}%<extra>'+name+'</extra>', **kw)
     for i,o in enumerate(runs):
         rows = list(o.rec.rows['probes'])
         x = _starts(o.rec, rows)
@@ -441,6 +448,7 @@ def accuracy_spec(
             data.append(dict(type='scatter', mode='lines+markers', x=[x for _,x,_ in points], y=y, name=name,
                              legendgroup=name, showlegend=not axis, xaxis='x'+axis, yaxis='y'+axis, line=line,
                              marker=marker, hovertemplate=tip+f'<extra>{name}</extra>'))
+    for o in data: o['cliponaxis'] = bool(o['yaxis']=='y2' and max(o['y'], default=0)>_readable(losses)) # a ring at the edge is whole
     n = max([_n_epoch(o) for o in recs.values()], default=1)
     high = _readable(losses)
     end = n if by=='epoch' else _room(max([_end(o, by) for o in recs.values()], default=0), [o/10 for o in range(10, 101)])
@@ -508,8 +516,7 @@ def _say_samples(values, runs):
     counts = [(s['n_kept'][i], s['n_seen'][i]) for s in sums if epoch is not None for i in [s['epoch'].index(epoch)]]
     shares = [f'{100*k/max(1, n):.0f}%' for k,n in counts]
     if len(runs)==1:
-        all_of = f'{counts[0][0]:,} of {counts[0][1]:,}, {shares[0]}'
-        return [*values(kept, runs), [f'in the last batch; epoch {epoch+1}: {all_of}{note}', '']]
+        return [*values(kept, runs), [f'in the last batch; epoch {epoch+1}: {shares[0]} of {counts[0][1]:,}{note}', '']]
     res = values(kept, runs)+([[f' of {of.pop()}', 's']] if len(of)==1 else [])
     says = (f"epoch {epoch+1}: {' · '.join(shares)}" if shares else '')+note
     return res+([[says.removeprefix('; '), '']] if says else [])
@@ -521,11 +528,11 @@ def _say_time(runs, selecting, short):
     d = saved(rec, beside[1])
     if d is None: return None
     res = [[_signed(-d.pct), c]]
-    about = f"{'' if math.isnan(d.spread) else f'±{d.spread:.0f}% '}beside {beside[0]}, {d.n} epoch{'s'*(d.n>1)}"
-    if len(selecting)==1: return res+[[f'{about}: {d.says}; overhead {d.overhead:.0f}%', '']]
+    spread = '' if math.isnan(d.spread) else f'±{d.spread:.0f}% '
+    if len(selecting)==1: return res+[[f"{spread}beside {beside[0]}, {d.n} epoch{'s'*(d.n>1)}: {d.says}; overhead {d.overhead:.0f}%", '']]
     plain = [saved(r) for _,r,_ in selecting]
-    says = f'{about}: too close to call' if d.says.startswith('too') else about
-    if short and None not in plain: says += f"; beside plain {' · '.join(_signed(-o.pct) for o in plain)}"
+    says = f"{spread}vs B{': too close to call' if d.says.startswith('too') else ''}"
+    if short and None not in plain: says += f"; vs plain {' · '.join(_signed(-o.pct) for o in plain)}"
     return [[f'{nm} ', c+' n'], *res, [says, '']]
 
 def _say_agreement(values, runs):
