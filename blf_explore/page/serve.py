@@ -15,8 +15,8 @@ neither PyTorch nor plotly."""
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'trainer_mb', 'own_mb', 'bins', 'Poll', 'reading', 'host_name',
            'good_host', 'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'Page', 'Run', 'Board',
-           'first_state', 'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit',
-           'free_memory', 'Progress', 'listen', 'serve']
+           'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
+           'Progress', 'listen', 'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
 import asyncio, base64, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
@@ -31,7 +31,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import (Allow, changed_settings, from_query, knobs, live_settings, page_choices, shipped, show_field, sides)
+from .sessions import Allow, changed_settings, from_query, knobs, page_choices, page_state, shipped, sides
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -266,15 +266,6 @@ class Board:
         return self._packed[version,gz]
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a033
-def first_state(
-    settings:dict # All of them
-)->dict: # `state` as the dashboard sends it
-    "What a page shows while the trainer has nothing to say yet: the set-up in its fields, and that it is being loaded."
-    return dict(status='loading', what='Starting the process that trains', progress=None, error='', error_id=0, away='', settings=settings, now=settings, auto={},
-                preset=None, pending=[], queued=False, epoch=0, n_epoch=settings['epochs'], batch=0, n_iter=0, n_batch=0, left='–', device='', so_far=[['']],
-                values={}, notes={}, diverged={}, says={}, query='', answer='', evidence='',
-                fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'})
-
 class Hub:
     """Who is here, which run is whose, who is told what. `take`, `leave`, `heard`, `lost` and `tick` tell it what has happened."""
     short,long = 5.,300. # seconds without a page until a run is paused, and until it is ended
@@ -370,7 +361,7 @@ class Hub:
         try: s = changed_settings(self.settings, **from_query(query, self.settings, Allow(**self.allow))[0])
         except (ValueError, OSError): s = self.settings
         if any(s[k] is None for side in sides for k in knobs(s, side)): return ''
-        return _text(type='update', parts=dict(state=json.dumps(first_state(s))))
+        return _text(type='update', parts=dict(state=json.dumps(page_state(s))))
 
     def _full(self):
         if not self.limit: return 'This server trains one run for the class, and no others.'
