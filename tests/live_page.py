@@ -10,7 +10,7 @@ from threading import Thread
 from blf_explore.engine.record import Record
 from blf_explore.page.plots import (accuracy_spec, agreement_spec, epoch_sums, epoch_times, evidence, headlines, plain_step, run_names, samples_spec,
                                     time_spec, verdict)
-from blf_explore.page.sessions import check_settings, live_settings, page_choices, show_field, to_query
+from blf_explore.page.sessions import check_settings, page_choices, page_state, to_query
 from blf_explore.page.widgets import plotly_js
 
 WAYS = 'epoch','seconds','samples'
@@ -44,11 +44,9 @@ def state(which, recs, **more):
     named = dict(zip(run_names(*recs), recs))
     values = headlines(named, None) if n else {}
     answer = dict(answer=verdict(named, []), evidence=evidence(settings, [])) if status=='done' else dict(answer='', evidence='')
-    return dict(status=status, what='Getting ready to train', progress=[6,6], error='', error_id=0, away='', settings=settings, now=settings, auto=run['auto'],
-                preset=None, pending=[], queued=False, epoch=max(0, n-1)//n_iter+1, n_epoch=recs[0].info['n_epoch'], batch=(n-1)%n_iter+1 if n else 0,
-                n_iter=n_iter, n_batch=n, left='1:05' if status=='running' else '–', device='CPU, 1 thread' if n else '', so_far=so_far(recs), values=values,
-                says=run['says'], notes={}, diverged={}, query=to_query(settings), **answer,
-                fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'}) | more
+    return page_state(settings, status=status, what='Getting ready to train', progress=[6,6], auto=run['auto'], epoch=max(0, n-1)//n_iter+1,
+                      n_epoch=recs[0].info['n_epoch'], batch=(n-1)%n_iter+1 if n else 0, n_iter=n_iter, n_batch=n, left='1:05' if status=='running' else '–',
+                      device='CPU, 1 thread' if n else '', so_far=so_far(recs), values=values, says=run['says'], query=to_query(settings), **answer) | more
 
 def parts(which='pays', n_batch=None, runs=(), **more):
     "{part: JSON text}: everything that the page shows of a run, or of its first `n_batch` batches; `more` goes into the state."

@@ -1,7 +1,7 @@
 "A dashboard that trains nothing: quick, and it says what it was told. `serve` takes it as `made_up:Dashboard`."
 import json, os, sys, threading, time
 from urllib.parse import parse_qsl
-from blf_explore.page.sessions import show_field, to_query
+from blf_explore.page.sessions import page_state, to_query
 
 def number(s):
     try: return float(s)
@@ -39,11 +39,9 @@ class Dashboard:
     def show(self):
         print('a line that nobody reads') # libraries print, too
         kept = round(128*float(self.settings.get('loss_perc') or 0))
-        state = dict(status='running' if self.running else 'paused' if self.n else 'ready', what='', progress=None, error='', error_id=0, away='', answer='', notes={},
-                     diverged={}, settings=self.settings, now=self.settings, auto={}, preset=None, pending=[], queued=False, epoch=1, n_epoch=10, batch=self.n,
-                     n_iter=94, n_batch=self.n, left='–', device='', so_far=[['']], says={}, told=self.told, query=to_query(self.settings, self.base), evidence='',
-                     fields={k: show_field(k, v) for k,v in self.settings.items()},
-                     values=dict(samples=[[f'{kept} of 128', 'a'], ['in the last batch', '']]) if self.n else {})
+        state = page_state(self.settings, status='running' if self.running else 'paused' if self.n else 'ready', epoch=1, batch=self.n, n_iter=94, n_batch=self.n,
+                           query=to_query(self.settings, self.base), values=dict(samples=[[f'{kept} of 128', 'a'], ['in the last batch', '']]) if self.n else {})
+        state |= dict(told=self.told)
         self.send(dict(type='update', parts=dict(state=json.dumps(state), **{o: 'null' for o in ('samples','time','agreement','accuracy','strip','batch')}, runs='[]')))
 
     def close(self): self.open = False

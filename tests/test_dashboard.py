@@ -248,6 +248,72 @@ def test_past_runs_stay_on_the_chart_until_they_are_taken_away(page):
     wait_until(lambda: page.parts['runs']==[], what='them to go')
     page.say('forget', run=1) # twice does no harm
 
+def test_a_good_bye_said_twice_is_one(page):
+    page.dash.set(epochs=500)
+    page.shows(lambda s: s['status']=='ready' and s['n_epoch']==500, 'ready')
+    page.say('run')
+    page.shows(lambda s: s['n_batch']>3, 'batches')
+    for _ in range(2):
+        page.say('bye')
+        wait_until(lambda: page.dash.status=='paused', what='the pause')
+    page.say('hello')
+    page.shows(lambda s: s['status']=='running' and not s['away'], 'the run to go on')
+
+def test_the_same_seed_once_more_is_no_other_seed(page):
+    "Nor is a run in which a slider was moved one of the set-up that it ended with."
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    def ended(): return page.shows(lambda s: s['status']=='done' and s['answer'], 'the end')
+    for _ in range(3):
+        page.say('run')
+        ended()
+        assert 'of one seed' in page.state['answer']
+        page.say('reset')
+        page.shows(lambda s: s['n_batch']==0 and s['status']=='ready', 'the same once more')
+    page.say('more')
+    page.shows(lambda s: s['status']=='done' and s['now']['seed']==43, 'another seed')
+    assert 'median of 2 seeds' in page.state['answer']
+    assert 'BLF, 2 seeds' in [t.get('name') for t in page.parts['accuracy']['epoch']['data']]
+    page.say('reset')
+    page.shows(lambda s: s['n_batch']==0 and s['status']=='ready', 'the same once more')
+    page.say('step')
+    page.shows(lambda s: s['n_batch']==1, 'a batch')
+    for o in (.5,.9): # there and back
+        page.say('set', settings=dict(loss_perc=o))
+        page.shows(lambda s: s['now']['loss_perc']==o, 'the slider to move')
+        page.say('step')
+        page.shows(lambda s: s['n_batch']==(2 if o==.5 else 3), 'a batch')
+    page.say('run')
+    ended()
+    assert 'of one seed: run more to be sure; a slider was moved on the way' in page.state['answer']
+
+def test_one_more_seed_is_of_the_same_set_up(page):
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    page.say('run')
+    page.shows(lambda s: s['status']=='done', 'the end')
+    page.say('set', settings=dict(lr='0,02'))
+    page.shows(lambda s: s['pending']==['lr'], 'what waits for Reset')
+    page.say('more')
+    page.shows(lambda s: s['status']=='done' and s['now']['seed']==43, 'the second seed')
+    assert page.state['now']['lr']==.01 and page.state['pending']==['lr'] and page.state['settings']['lr']==.02
+    assert 'median of 2 seeds' in page.state['answer']
+
+def test_a_chart_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(page, monkeypatch):
+    from blf_explore.page import widgets
+    page.shows(lambda s: s['status']=='ready', 'ready')
+    tries = []
+    def broken(*recs):
+        tries.append(len(page.got))
+        raise RuntimeError('no such chart')
+    monkeypatch.setattr(widgets, 'samples_spec', broken)
+    for i in range(3):
+        page.say('step')
+        page.shows(lambda s: s['n_batch']==i+1, 'a batch')
+        assert page.state['error']=='RuntimeError: no such chart' and page.state['error_id']==1
+    page.say('run')
+    page.shows(lambda s: s['status']=='done', 'the end')
+    sent = len([o for o in page.got if o['type']=='update'])
+    assert len(tries)<=3*sent, 'it is not tried again and again'
+
 def test_two_pages_see_one_run_and_each_may_leave(page):
     page.shows(lambda s: s['status']=='ready', 'ready')
     page.dash.take(dict(type='hello', view='b'))

@@ -476,6 +476,35 @@ def test_in_a_notebook_the_charts_are_kept_as_a_picture_whenever_all_stands_stil
     assert len(sent(blank, 'picture'))==1 and sent(blank, 'picture')[0]['data']!=first
 
 @pytest.mark.browser
+def test_a_second_run_that_ends_with_the_same_batch_gets_a_picture_of_its_own(blank):
+    start(blank, fill=False)
+    for answer in ('BLF took less.', 'BLF took more.'):
+        show(blank, parts('pays', 330))
+        show(blank, parts('pays', answer=answer))
+        wait_until(lambda: sent(blank, 'picture'), what=f'the picture of the run with {answer!r}')
+
+@pytest.mark.browser
+def test_a_dashboard_does_not_wait_for_what_the_one_before_it_asked_for(blank):
+    "A cell that runs again at once takes the first dashboard away before the kernel has answered it."
+    blank.evaluate("() => { window.had = window.Plotly; window.blfHad = window.blfPlotly; delete window.Plotly; delete window.blfPlotly }")
+    try:
+        for _ in range(2):
+            start(blank, fill=False)
+            assert len(sent(blank, 'plotly'))==1
+        blank.evaluate("() => { window.Plotly = window.had; window.model.say({type: 'plotly', view: window.model.sent.find(o => o.type === 'plotly').view}) }")
+        show(blank, parts('pays', 330))
+    finally: blank.evaluate("() => { window.Plotly = window.had; window.blfPlotly = window.blfHad }")
+
+@pytest.mark.browser
+def test_a_set_up_that_is_clicked_ends_the_wait_for_a_folder(page):
+    data = page.get_by_label('data', exact=True)
+    data.select_option('folder') # which one, is still to be said
+    assert sent(page, 'set')==[] and page.get_by_label('folder', exact=True).is_visible()
+    page.get_by_role('button', name='where it pays').click()
+    show(page, parts('pays', 0))
+    assert data.input_value()=='fashion_small' and page.get_by_label('folder', exact=True).is_hidden()
+
+@pytest.mark.browser
 def test_a_watcher_sees_all_and_controls_nothing(blank):
     page = blank
     start(page, role='watch')
@@ -493,7 +522,7 @@ def test_a_watcher_sees_all_and_controls_nothing(blank):
 def test_silence_is_said_and_ends_by_itself(page):
     page.evaluate('window.model.beats = false; window.model.sent = []')
     wait_until(lambda: page.locator('.blf[data-lost]').count(), what='the page to notice')
-    assert 'Nothing has come' in page.locator('.news').inner_text()
+    assert 'Nothing of this run has come from the server' in page.locator('.news').inner_text()
     assert all(o.is_disabled() for o in page.locator('.controls button, .setup input, .knobs input').all())
     assert page.get_by_role('button', name='Open it anew').is_visible()
     wait_until(lambda: sent(page, 'hello'), what='the page to ask')

@@ -1,5 +1,5 @@
 "The dashboard's server: who is let in, whose run is whose, a class that watches, and what breaks on purpose."
-import asyncio, gzip, io, json, os, random, re, signal, subprocess, sys, tempfile, time
+import asyncio, base64, gzip, io, json, math, os, random, re, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -61,6 +61,21 @@ def test_answers_that_are_none_are_refused(how, value):
     p = asked(how)
     with pytest.raises(ValueError, match='value='): p.answer('a', value)
     assert p.view()['n']==0
+
+def test_what_came_of_it_may_be_more_than_anybody_could_guess():
+    "Scoring may more than double the time; the question is decided all the same."
+    p = asked('number', 'time', -3.)
+    p.answer('a', 100)
+    p.close()
+    p.decide(140.)
+    assert p.view()['came']==140. and [o for o in p.view()['guesses'] if o[1]] and p.view()['guesses'][-1][0]=='140 to 150'
+
+@pytest.mark.parametrize('how, came', [('direction', 'up'), ('direction', math.inf), ('number', 'rises'), ('number', True), ('number', math.nan)])
+def test_nothing_else_came_of_it(how, came):
+    p = asked(how)
+    p.close()
+    with pytest.raises(ValueError, match='^value='): p.decide(came)
+    assert p.phase=='closed'
 
 def test_steps_of_a_question_come_in_order():
     for f,says in ((lambda p: p.close(), 'no question'), (lambda p: p.decide(3), 'close the question'), (lambda p: p.ask('luck','number'), "what='luck'"),
@@ -221,7 +236,7 @@ def test_what_was_on_its_way_leaves_the_reason_in_sight(role, kind, more):
     q = s.page(role, view='v2', run=r)
     assert q.heard==[dict(type='lost', say='it ended')] and s.trainer.since(n)==[]
     s.say(q, 'hello', 'v2') # the button
-    assert types(q)[1]=='run' and run_of(q) in s.hub.runs and not q.lost
+    assert types(q)[1]=='run' and run_of(q) in s.hub.runs and not q.without
 
 def test_a_teacher_whose_server_began_anew_is_asked_first():
     s = Scene(is_class=True)
@@ -251,6 +266,17 @@ def test_the_next_visitor_is_told_kindly_and_gets_the_place_of_who_left():
     s.say(c, 'hello', 'v2')
     assert 'run' in types(c) and len(s.hub.runs)==2
     assert 'hello' not in types(b)
+
+def test_who_finds_no_room_hears_so_whatever_it_does():
+    s = Scene(limit=1)
+    a,b = s.page(),s.page(view='v2')
+    assert b.heard[0]['say'].startswith('One dashboard is open, ')
+    for kind in ('run','ack','step'): s.say(b, kind, 'v2')
+    assert [types(b),b.heard]==[['full']*3,b.heard[:1]*3]
+    s.hub.leave(a)
+    s.wait(s.hub.short+.5)
+    s.say(b, 'hello', 'v2')
+    assert types(b)[-2:]==['run','update']
 
 def test_the_trainer_is_told_what_pages_may_reach():
     s = Scene(settings=check_settings(name='digits'), allow=dict(folders=['/data'], download=True))
@@ -319,6 +345,19 @@ def test_a_newcomer_gets_all_at_once_and_before_the_class_a_sentence():
     late = s.page('watch', 'w2')
     assert [o['parts'] for o in late.heard if o['type']=='update']==[dict(samples='1', time='2')]
 
+@pytest.mark.parametrize('begun', [True, False])
+def test_nobody_but_the_teacher_gets_the_classs_run(begun):
+    "Whoever may have a dashboard of their own names a run to find it again: that of the class is not theirs to name."
+    s = Scene(is_class=True, limit=2)
+    if begun: s.page('teacher')
+    told = len(s.trainer.told)
+    p = s.page('own', 'w', run='class')
+    assert types(p)==['lost'] and s.trainer.since(told)==[]
+    s.say(p, 'reset', 'w')
+    assert types(p)==['lost','lost'] and s.trainer.since(told)==[]
+    s.say(p, 'hello', 'w') # one of its own
+    assert run_of(p)!='class' and 'class' not in [o.run.id for o in s.hub.pages if o.role=='own']
+
 def test_files_of_the_teacher_stay_the_teachers():
     s = Scene(is_class=True)
     t,w = s.page('teacher'),s.page('watch', 'w')
@@ -371,6 +410,13 @@ def test_a_trainer_that_dies_again_and_again_is_not_waited_for():
     s.hub.lost('it ended')
     s.say(p, 'hello')
     assert p.heard[-1]==dict(type='lost', final=True, say='it ended three times') and len(s.trainer.told)==2
+    s = Scene(is_class=True)
+    t,w = s.page('teacher'),s.page('watch', 'w')
+    s.trainer.down = 'it ended three times'
+    s.hub.lost('it ended three times')
+    late = s.page('watch', 'w2')
+    for o in (t,w,late): assert next(m for m in o.heard if m['type']=='lost')==dict(type='lost', final=True, say='it ended three times') # nobody begins anew
+    assert 'patience' not in types(late)
 
 def test_signs_of_life():
     s = Scene()
@@ -602,6 +648,43 @@ def test_however_it_ends_nothing_stays(sig):
 def test_the_server_imports_nothing_heavy_and_says_its_line_at_once():
     code = "import sys; from blf_explore.page import serve; print({o.split('.')[0] for o in sys.modules} & {'torch','plotly','numpy','pandas','fastai','anywidget','IPython'})"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout=='set()\n'
+
+# ---- the page's connection, without a browser
+
+CONNECTION = """
+import {readFileSync} from 'node:fs'
+const [info, script] = JSON.parse(readFileSync(0)), out = [], told = []
+globalThis.addEventListener = () => {}
+globalThis.document = {addEventListener() {}, getElementById: () => null}
+const kept = {}
+globalThis.sessionStorage = {getItem: k => kept[k] ?? null, setItem: (k, v) => { kept[k] = v }}
+let ws = null
+class Socket {
+  constructor() { ws = this; this.readyState = 0 }
+  send(text) { out.push(JSON.parse(text)) }
+  close() {}
+}
+const {connect} = await import('data:text/javascript;base64,' + info.source)
+const model = connect(info, {onOwn: m => told.push(m.type), Socket, here: new URL('http://localhost/watch')})
+model.on('msg:custom', msg => { if (msg.type === 'update') model.send({type: 'ack', view: 'v'}) })  // as live.js does once it has drawn
+ws.readyState = 1
+ws.onopen()
+model.send({type: 'hello', view: 'v'})
+for (const msg of script) { ws.onmessage({data: JSON.stringify(msg)}); await new Promise(r => setTimeout(r)) }
+model.close()
+console.log(JSON.stringify([out.map(o => o.type), told]))
+"""
+
+@pytest.mark.skipif(not shutil.which('node'), reason='no Node here')
+@pytest.mark.parametrize('role, says', [('watch', ['hello','ack','ack']), ('own', ['hello','ack'])])
+def test_a_watcher_goes_on_answering_when_the_class_begins_anew(role, says):
+    "What it does not answer would be the last thing that it is told."
+    source = base64.b64encode(Files().path('serve.js').read_bytes()).decode()
+    update = dict(type='update', parts=dict(state=json.dumps(dict(n_batch=3, settings={}))))
+    script = [dict(type='run', run='class'), update, dict(type='lost', say='it ended'), *([update] if role=='watch' else [])]
+    res = subprocess.run(['node', '--input-type=module', '-e', CONNECTION], input=json.dumps([dict(role=role, source=source), script]), capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    assert json.loads(res.stdout)==[says, ['run','state','lost', *(['state'] if role=='watch' else [])]]
 
 # ---- in a browser
 

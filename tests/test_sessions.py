@@ -1,15 +1,15 @@
 "Trainings without a page: fair times, fair turns, what may be loaded, and what people type."
-import math, statistics, threading, time
+import math, statistics, threading, time, weakref
 import pytest
-from blf_explore.page.sessions import (Allow, InOrder, Session, changed_settings, check_settings, dashboard_defaults, field_notes, from_query,
-                                       read_field, show_field, to_query)
+from blf_explore.page.sessions import (Allow, InOrder, Session, Turns, changed_settings, check_settings, dashboard_defaults, field_notes, from_query,
+                                       page_state, read_field, show_field, to_query)
 from waits import wait_until
 
 QUICK = dict(name='digits', network='mlp', bs=256, epochs=1)
 
-def session(data=None, changed=lambda: None, **settings):
+def session(loaded=None, changed=lambda: None, **settings):
     "A session that has loaded."
-    s = Session(check_settings(**QUICK | settings), {} if data is None else data, changed)
+    s = Session(check_settings(**QUICK | settings), changed, loaded)
     s.thread.join()
     assert s.problem is None
     return s
@@ -56,9 +56,9 @@ def test_equal_methods_take_equal_times():
     """Both lanes plain. If nothing but chance tells their batches apart, each of the five is the slowest of its lane in one run of five: in seven
     or eight of eight runs with a chance of 8.4e-5. And the epochs' times differ by no more than their own spread allows (Student's t of eight
     runs, .1%), or 5%: whichever batch comes second may find warmer caches."""
-    data,runs = {},[]
+    runs,s = [],None
     for _ in range(8):
-        s = run(session(data, network='convnet', method='plain', other='plain'))
+        s = run(session(s and s.stop(), network='convnet', method='plain', other='plain'))
         runs.append([[b['t_train_s'] for b in o.record.rows['batches']] for o in s.lanes])
     for lane in 0,1:
         slowest = [max(range(5), key=r[lane].__getitem__) for r in runs]
@@ -104,10 +104,43 @@ def test_equal_set_ups_share_a_data_set(monkeypatch):
     monkeypatch.setattr(data, 'get_dls', lambda **kw: loaded.append(kw) or own(**kw))
     a,b,c = session(seed=11),session(seed=11),session(seed=12)
     try:
-        assert a.data['dls'] is b.data['dls'] is not c.data['dls']
+        assert a.loaded is b.loaded is not c.loaded
         assert [o['seed'] for o in loaded]==[11,12]
     finally:
         for s in (a,b,c): s.stop()
+
+def test_a_data_set_goes_from_one_session_to_the_next_and_no_further(monkeypatch):
+    "Also where another dashboard has loaded one meanwhile; and no two are held where one is needed."
+    from blf_explore.engine import data
+    read,own = [],data.get_dls
+    def get_dls(**kw):
+        read.append(kw['seed'])
+        wait_until(lambda: held() is None, what='the one before to be let go of')
+        return own(**kw)
+    monkeypatch.setattr(data, 'get_dls', get_dls)
+    held = lambda: None
+    a,b = session(seed=21),session(seed=22)
+    held = weakref.ref(a.loaded)
+    c = session(a.stop(), seed=21)
+    assert a.loaded is None and c.loaded is held() and read==[21,22]
+    d = Session(check_settings(**QUICK | dict(seed=23)), lambda: None, c.stop())
+    d.thread.join()
+    assert d.ready and read==[21,22,23]
+    for s in (b,d): s.stop()
+
+def test_a_new_pace_holds_at_once():
+    "Also for who waits by the old one, which may be minutes a batch."
+    turns,done = Turns(),threading.Event()
+    turns.pace(1e-3)
+    turns.join(0)
+    def train():
+        for _ in range(2): turns.wait(0)
+        done.set()
+    threading.Thread(target=train, daemon=True).start()
+    turns.add(2)
+    wait_until(lambda: turns.begun==1 and 0 in turns.waiting, what='the wait for the second round')
+    turns.pace(0)
+    wait_until(done.is_set, what='the second round')
 
 def test_others_train_while_holdout_models_do(monkeypatch):
     import torch
@@ -128,21 +161,20 @@ def test_others_train_while_holdout_models_do(monkeypatch):
         monkeypatch.setattr(sessions, '_half_losses', look)
         o = session(method='RHO-LOSS')
         assert at[1]-at[0]>4 # two models, four epochs of two batches each: beside each batch, one of one of the two lanes
-        assert torch.equal(o.data['loaded'].holdout[0], alone)
+        assert torch.equal(o.loaded.holdout[0], alone)
         o.stop()
     finally: s.stop()
 
 def test_a_session_that_could_not_load_is_replaced(monkeypatch):
     from blf_explore.engine import data
-    own,kept = data.get_dls,{}
+    own = data.get_dls
     def broken(**kw): raise ConnectionError('no network')
     monkeypatch.setattr(data, 'get_dls', broken)
-    s = Session(check_settings(**QUICK | dict(seed=99)), kept, lambda: None)
+    s = Session(check_settings(**QUICK | dict(seed=99)), lambda: None)
     s.thread.join()
     assert str(s.problem)=='no network' and not s.ready and s.idle and s.records==[None, None] and s.notes=={} and s.diverged=={}
     monkeypatch.setattr(data, 'get_dls', own)
-    s.stop()
-    s = run(session(kept, seed=99))
+    s = run(session(s.stop(), seed=99))
     assert s.problem is None and s.progress==[6, 6]
 
 # ---- a run that gets out of hand
@@ -158,7 +190,7 @@ def test_a_run_that_diverges_says_so():
 @pytest.mark.parametrize('name, text, value', [
     ('label_noise', '10%', .1), ('label_noise', '10', .1), ('label_noise', '0,1', .1), ('label_noise', '0.1', .1), ('label_noise', ' 12,5 % ', .125),
     ('label_noise', '0', 0.), ('label_noise', '100%', 1.), ('label_noise', '0,5%', .005), ('redundancy', '90', .9), ('lr', '0,01', .01), ('lr', '1e-3', .001),
-    ('lr', '0,001', .001), ('bs', '64', 64), ('bs', '64,0', 64), ('epochs', '1e2', 100), ('pace', '2,5', 2.5), ('seed', '0', 0), ('path', '', None), ('path', ' /a b ', '/a b'),
+    ('lr', '0,001', .001), ('bs', '64', 64), ('bs', '64,0', 64), ('epochs', '1e2', 100), ('pace', '2,5', 2.5), ('seed', '0', 0), ('epochs', '1.5e1', 15), ('lr', '1.000', 1.), ('path', '', None), ('path', ' /a b ', '/a b'),
     ('name', 'digits', 'digits'), ('loss_perc', '0,9', .9)])
 def test_fields_take_what_people_type(name, text, value):
     got = read_field(name, text)
@@ -173,6 +205,7 @@ def test_fields_take_what_people_type(name, text, value):
     ('label_noise', '-5%', "label_noise='-5%' is not accepted: give a number from 0% to 100%"),
     ('lr', 'fast', "lr='fast' is not a number: give one such as 0.01"), ('lr', '', "lr='' is not a number: give one such as 0.01"),
     ('lr', 'nan', "lr='nan' is not a number"), ('lr', 'inf', "lr='inf' is not a number"), ('bs', '1,024', "bs='1,024' can be read in two ways: give it without separators of thousands, such as 1024"),
+    ('epochs', '1.000', "epochs='1.000' can be read in two ways: give it without separators of thousands, such as 1000"),
     ('lr', '1.000,5', "lr='1.000,5' can be read in two ways: give it without separators of thousands, such as 1000.5"), ('bs', '12,5', "bs='12,5' is not accepted: give a whole number from 1 to 65536"),
     ('epochs', '0', "epochs='0' is not accepted: give a whole number from 1 to 1000"), ('size', '3', "size='3' is not a setting: choose from name, network,")])
 def test_a_field_says_what_to_write_instead(name, text, says):
@@ -228,8 +261,14 @@ def test_only_what_the_command_line_named(tmp_path):
         with pytest.raises(ValueError, match="^name='cifar10' would have to be fetched, which is not allowed here: choose one of 'digits', 'fashion_small'"):
             check_settings(Allow(folders, download=False), name='cifar10')
     with pytest.raises(ValueError, match='not allowed'): changed_settings(check_settings(), Allow((), False), name='cifar10')
-    with pytest.raises(ValueError, match='not allowed'): Session(check_settings(name='folder', path=str(other)), {}, lambda: None, allow)
     assert from_query(f'name=folder&path={other}&bs=32', allow=allow)[0]==dict(bs=32)
+
+def test_what_a_page_is_told_has_one_list():
+    s = check_settings()
+    state = page_state(s, epoch=3, status='running')
+    assert (state['epoch'],state['status'],state['n_epoch'],state['now'])==(3,'running',10,s) and state['fields']['label_noise']=='0%'
+    assert page_state(s | dict(epochs=7), s)['n_epoch']==10 and page_state(s | dict(epochs=7), s)['fields']['epochs']=='7'
+    with pytest.raises(TypeError, match='^epochs, stauts: no part of the state$'): page_state(s, stauts='running', epochs=3)
 
 def test_the_defaults_are_accepted_as_they_are():
     s = check_settings()

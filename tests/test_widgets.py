@@ -394,7 +394,7 @@ def test_the_two_set_ups_of_the_page():
     def chosen(): return dash._state_now(0.)['preset']
     try:
         assert reached(dash)=='ready' and chosen() is None
-        assert len(dash._data['dls'].originals.unique())==1437-round(.8*1437) # the setting has reached the data
+        assert len(dash.session.loaded.dls.originals.unique())==1437-round(.8*1437) # the setting has reached the data
         for name in reversed(presets):
             dash.preset(name)
             assert chosen()==name and (dash.settings['seed'],dash.settings['pace'])==(7,5.)

@@ -271,7 +271,7 @@ function setup(page) {
   const {choices} = page, fields = {}, notes = {}
   let wantsFolder = false
   const presets = el('div', {class: 'presets', role: 'group', 'aria-label': 'set-ups'}, ...choices.presets.map(name =>
-    el('button', {'data-preset': name, title: 'Stop, and begin again with this set-up', onclick: () => page.send('preset', {settings: {name}})}, name)))
+    el('button', {'data-preset': name, title: 'Stop, and begin again with this set-up', onclick: () => { wantsFolder = false; page.send('preset', {settings: {name}}) }}, name)))
   const node = el('fieldset', {class: 'setup', 'aria-label': 'set-up'}, presets)
   const showPath = name => { fields.path.parentNode.hidden = choices.shipped.includes(name) }
   const changed = (k, f) => {
@@ -578,21 +578,22 @@ function errors(page) {
 
 // ---- what goes to Python and comes from it
 
-// plotly.js comes from Python, once a page: no network is needed
-function loadPlotly({model, view}) {
-  window.blfPlotly ??= window.Plotly ? Promise.resolve(window.Plotly) : new Promise((done, fail) => {
+// plotly.js comes from the server, or from Python, whom each dashboard asks for itself: the one before may be gone before its answer comes
+function loadPlotly(page) {
+  const {model, view} = page
+  page.plotly ??= window.blfPlotly ?? (window.Plotly ? Promise.resolve(window.Plotly) : new Promise((done, fail) => {
     const got = async (msg, buffers) => {
       if (msg.type !== 'plotly' || msg.view !== view) return
       model.off('msg:custom', got)
       // its header looks for module loaders, which some pages have for themselves
       const hide = 'const module = undefined, exports = undefined, define = undefined;\n'
       const url = URL.createObjectURL(new Blob([hide, buffers[0]], {type: 'text/javascript'}))
-      try { await import(/* webpackIgnore: true */ url); done(window.Plotly) } catch (e) { window.blfPlotly = null; fail(e) } finally { URL.revokeObjectURL(url) }
+      try { if (!window.Plotly) await import(/* webpackIgnore: true */ url); done(window.Plotly) } catch (e) { page.plotly = null; fail(e) } finally { URL.revokeObjectURL(url) }
     }
     model.on('msg:custom', got)
     model.send({type: 'plotly', view})
-  })
-  return window.blfPlotly
+  }))
+  return page.plotly
 }
 
 // Takes messages, answers each update once it is drawn, says hello and good-bye, and notices silence
@@ -657,7 +658,8 @@ function stillPicture(page, host, charts) {
   let of = '', still = model.get('picture'), watched = null
   const keep = async () => {
     const {status, n_batch} = page.state || {}, now = `${status} ${n_batch}`
-    if (!notebook || page.watches || now === of || !['paused', 'done'].includes(status)) return
+    if (!['paused', 'done'].includes(status)) { of = ''; return }  // the next run may end with the same batch
+    if (!notebook || page.watches || now === of) return
     of = now
     try {
       still = await asPicture(page, charts.titled())
@@ -728,7 +730,7 @@ function render({model, el: host}) {
     still.keep()
   }
   const lost = gone => {
-    page.lost = !gone ? '' : fill ? 'Nothing has come from the server for 5 s. This page keeps asking; the run is as it was last seen.'
+    page.lost = !gone ? '' : fill ? 'Nothing of this run has come from the server for 5 s: it is shown as it was last seen.'
       : 'Nothing has come from the kernel for 5 s. If it was stopped, run the cell again.'
     root.toggleAttribute('data-lost', gone)
     for (const o of controls) o.disabled = gone || page.watches

@@ -44,16 +44,20 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
   }
   const own = {
     run(m) { remember({run: m.run}); onOwn(m) },
-    lost(m) { greeted = false; lost = {...m, trained: !!run.trained}; onOwn(lost) },
+    lost(m) {
+      const why = {...m, trained: !!run.trained}
+      if (info.role !== 'watch') { greeted = false; lost = why }  // who watches stays in the class, and answers what comes next
+      onOwn(why)
+    },
   }
   const take = msg => {
     if (own[msg.type]) return own[msg.type](msg)
     if (['full', 'refused', 'patience', 'room', 'taken'].includes(msg.type)) return onOwn(msg)
     if (msg.type === 'update' && msg.parts.state) {
       const s = JSON.parse(msg.parts.state)
-      if (s) { remember({trained: s.n_batch > 0, settings: s.settings}); onOwn({type: 'state', state: s}) }
+      if (s) { remember({trained: s.n_batch > 0, settings: s.settings}); onOwn({type: 'state'}) }
     }
-    if (lost && info.role !== 'watch' && msg.type === 'beat') return  // the server is alive, but nothing of this page's run
+    if (lost && msg.type === 'beat') return  // the server is alive, but nothing of this page's run
     for (const f of [...listeners]) f(msg, [])
   }
   const open = () => {
@@ -143,10 +147,10 @@ async function main() {
   let room = null, cut = null
   const onOwn = m => ({
     run() { for (const k of ['lost', 'full', 'patience']) notice.hide(k) },
-    state() { notice.hide('patience'); room?.state?.(m.state) },
+    state() { for (const k of ['lost', 'patience']) notice.hide(k) },
     lost() {
-      if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
       if (m.final) return notice.show('lost', m.say)
+      if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
       const anew = () => { notice.hide('lost'); model.renew() }
       if (!m.trained) return anew()
       notice.show('lost', m.say, ['Open the same set-up', anew])
@@ -159,7 +163,7 @@ async function main() {
     refused() { if (!notice.shows('lost')) notice.show('refused', m.say, ['OK', () => notice.hide('refused')]) },
     patience() { notice.show('patience', m.say) },
     room() { room?.show(m) },
-    taken() { room?.taken?.(m.value) },
+    taken() { room?.taken(m.value) },
   })[m.type]?.()
   const onCut = (gone, silent) => {
     if (room) room.node.inert = gone

@@ -15,8 +15,8 @@ neither PyTorch nor plotly."""
 # %% auto #0
 __all__ = ['asked_of', 'directions', 'loopback', 'known_messages', 'trainer_mb', 'own_mb', 'bins', 'Poll', 'reading', 'host_name',
            'good_host', 'good_origin', 'day_secret', 'token_of', 'same_secret', 'read_message', 'Page', 'Run', 'Board',
-           'first_state', 'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit',
-           'free_memory', 'Progress', 'listen', 'serve']
+           'Hub', 'train', 'Trainer', 'Files', 'House', 'reachable', 'application', 'own_limit', 'free_memory',
+           'Progress', 'listen', 'serve']
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a007
 import asyncio, base64, gzip, hashlib, hmac, importlib, ipaddress, json, logging, math, os, queue, re, secrets, signal, socket, subprocess, sys, threading, time
@@ -31,7 +31,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
-from .sessions import (Allow, changed_settings, from_query, knobs, live_settings, page_choices, shipped, show_field, sides)
+from .sessions import Allow, changed_settings, from_query, knobs, page_choices, page_state, shipped, sides
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
 asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
@@ -90,7 +90,10 @@ class Poll:
     def decide(self, came):
         "What came of it: the figure as it is now, or, where nobody can read one, what the teacher says."
         if self.phase!='closed': raise ValueError('close the question first')
-        if self.how=='number' or came in directions: self.came = self._checked(came)
+        if self.how=='direction' and came in directions: self.came = came
+        elif isinstance(came, bool) or not isinstance(came, (int,float)) or not math.isfinite(came):
+            raise ValueError(f"value={came!r} is not accepted: give a number{'' if self.how=='number' else ', or one of '+', '.join(map(repr, directions))}")
+        elif self.how=='number': self.came = float(came) # it may lie beyond what could be guessed
         else:
             if self.before is None: raise ValueError('what it was before is not known: say whether it rose, stayed or fell')
             tol = asked_of[self.what][3]
@@ -225,7 +228,7 @@ class Page:
     role:str # 'own', 'teacher' or 'watch'
     send:object # Called with what the page is told, a text or bytes
     run:object=None # Its `Run`
-    lost:str='' # Why it has none any more
+    without:str='' # The message that says why it has none
     views:set=field(default_factory=set) # What it calls itself
     who:str='' # A watcher's own name, the same after a reload
     gz:bool=False # Does it take gzip'd messages?
@@ -242,6 +245,9 @@ class Run:
     empty_since:float=None # None: somebody is there
 
 def _text(**msg): return json.dumps(msg, separators=(',',':'))
+
+def _lost(say, final=False): # `final`: there will be no other run, either
+    return _text(type='lost', say=say, **(dict(final=True) if final else {}))
 
 class Board:
     "The newest text of every part of the class's page, and what has changed since a version: packed once, however many ask."
@@ -260,15 +266,6 @@ class Board:
         return self._packed[version,gz]
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a033
-def first_state(
-    settings:dict # All of them
-)->dict: # `state` as the dashboard sends it
-    "What a page shows while the trainer has nothing to say yet: the set-up in its fields, and that it is being loaded."
-    return dict(status='loading', what='Starting the process that trains', progress=None, error='', error_id=0, away='', settings=settings, now=settings, auto={},
-                preset=None, pending=[], queued=False, epoch=0, n_epoch=settings['epochs'], batch=0, n_iter=0, n_batch=0, left='–', device='', so_far=[['']],
-                values={}, notes={}, diverged={}, says={}, query='', answer='', evidence='',
-                fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'})
-
 class Hub:
     """Who is here, which run is whose, who is told what. `take`, `leave`, `heard`, `lost` and `tick` tell it what has happened."""
     short,long = 5.,300. # seconds without a page until a run is paused, and until it is ended
@@ -318,17 +315,14 @@ class Hub:
     # own dashboards, and the teacher's
 
     def _hello(self, page, msg):
-        run = page.run or self.runs.get('class' if page.role=='teacher' else msg.get('run'))
-        query = msg.pop('query', '')
-        if self.trainer.down: return page.send(_text(type='lost', final=True, say=self.trainer.down))
-        if run is None:
-            if msg.get('run'):
-                page.lost = self.ended.get(msg['run'], 'The run that this page showed is gone: the server was started anew, or nobody was there for some minutes.')
-                return self._without(page, 'hello')
-            msg['query'] = query
-            run = self._open(page, query)
-            if run is None: return
-        page.run,page.lost,run.empty_since = run,'',None
+        run,query = page.run or self._known(page, msg.get('run')),msg.get('query', '')
+        if run is not None: msg.pop('query', None) # it is as its other pages left it
+        elif self.trainer.down: page.without = _lost(self.trainer.down, final=True)
+        elif msg.get('run'):
+            page.without = _lost(self.ended.get(msg['run'], 'The run that this page showed is gone: the server was started anew, or the run was given up while nobody was there.'))
+        else: run = self._open(page, query)
+        if run is None: return self._without(page, 'hello')
+        page.run,page.without,run.empty_since = run,'',None
         run.pages.add(page)
         page.views.add(msg['view'])
         page.send(_text(type='run', run=run.id))
@@ -338,17 +332,24 @@ class Hub:
         for o in gone: self.trainer.tell('take', run.id, msg=dict(type='bye', view=o)) # the old ones go once the new one is there
         self._room_changed = True
 
+    def _known(self, page, run):
+        "The run that a page may come back to, if it is still there: the class's is the teacher's alone, whatever else a page asks for."
+        if page.role=='teacher': return self.runs.get('class')
+        return self.runs.get(run) if run!='class' else None
+
     def _without(self, page, kind):
         "A page without a run said something: it hears why it has none, and no other sentence takes that one's place."
-        if not page.lost: raise ValueError('this page has no run: say hello first')
-        if kind not in ('ack','bye'): page.send(_text(type='lost', say=page.lost)) # those two were on their way
+        if not page.without: raise ValueError('this page has no run: say hello first')
+        if kind not in ('ack','bye'): page.send(page.without) # those two were on their way
 
     def _open(self, page, query):
-        "A run for a page; None: there is no room for it, and the page was told."
+        "A run for a page; None: there is no room for it."
         own = {k: o for k,o in self.runs.items() if k!='class'}
         if page.role=='own' and len(own)>=self.limit:
             left = [o for o in own.values() if o.empty_since is not None and self.clock()-o.empty_since>self.short]
-            if not left: return page.send(_text(type='full', watch=self.watch, say=self._full()))
+            if not left:
+                page.without = _text(type='full', watch=self.watch, say=self._full())
+                return None
             self._end(min(left, key=lambda o: o.empty_since))
         run = Run('class' if page.role=='teacher' else secrets.token_urlsafe(12), self._first(query))
         self.runs[run.id] = run
@@ -360,12 +361,12 @@ class Hub:
         try: s = changed_settings(self.settings, **from_query(query, self.settings, Allow(**self.allow))[0])
         except (ValueError, OSError): s = self.settings
         if any(s[k] is None for side in sides for k in knobs(s, side)): return ''
-        return _text(type='update', parts=dict(state=json.dumps(first_state(s))))
+        return _text(type='update', parts=dict(state=json.dumps(page_state(s))))
 
     def _full(self):
         if not self.limit: return 'This server trains one run for the class, and no others.'
-        return (f'{self.limit} dashboards are open, and this machine carries no more at once. Wait until one is closed and try again'
-                f'{", or watch the class." if self.watch else "."}')
+        open_ = 'One dashboard is' if self.limit==1 else f'{self.limit} dashboards are'
+        return f'{open_} open, and this machine carries no more at once. Wait until one is closed and try again{", or watch the class." if self.watch else "."}'
 
     def _end(self, run):
         self.runs.pop(run.id, None)
@@ -387,9 +388,10 @@ class Hub:
 
     def lost(self, say):
         "The trainer has ended, and all runs with it."
+        text = _lost(say, final=bool(self.trainer.down))
         for o in list(self.pages):
-            if o.run or o.role=='watch': o.send(_text(type='lost', say=say))
-            if o.run: o.run,o.lost = None,say
+            if o.run or o.role=='watch': o.send(text)
+            if o.run: o.run,o.without = None,text
         self.ended = dict.fromkeys(self.runs, say) # a page that was away just now asks for one of them
         self.runs,self._values = {},{}
         self.board.clear()
@@ -401,7 +403,8 @@ class Hub:
         page.views,page.who,page.gz,page.seen,page.waiting = {msg['view']},msg.get('who') or msg['view'],msg.get('gz', False),-1,False
         self._room_changed = True
         page.send(_text(type='run', run='class'))
-        if not self.board.version: page.send(_text(type='patience', say='The class has not begun: the charts come as soon as the teacher\'s page is open.'))
+        if self.trainer.down: page.send(_lost(self.trainer.down, final=True))
+        elif not self.board.version: page.send(_text(type='patience', say='The class has not begun: the charts come as soon as the teacher\'s page is open.'))
         self._tell_watcher(page)
         page.send(self._room())
 
@@ -521,7 +524,7 @@ class Trainer:
 
     def start(self):
         "Start the process; needs a running loop."
-        loop,self.said = asyncio.get_running_loop(),deque(maxlen=20)
+        loop,said = asyncio.get_running_loop(),deque(maxlen=20) # its own last words
         self.starts.append(time.monotonic())
         # a folder in which somebody types the command is none to import from
         code = ('import sys; sys.path[:] = [o for o in sys.path if o]+[sys.argv[1]]; from blf_explore.page.serve import train; '
@@ -530,23 +533,23 @@ class Trainer:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', errors='replace', bufsize=1,
             # a heap for each thread would take 100 MB more a dashboard, and only one trains at a time
             env=dict(MALLOC_ARENA_MAX='2') | os.environ | dict(PYTHONWARNINGS='ignore'), start_new_session=os.name!='nt')
-        for f in (self._listen,self._complaints): threading.Thread(target=f, args=(loop, self.proc), daemon=True).start()
+        complaints = threading.Thread(target=lambda proc: said.extend(o.strip() for o in proc.stderr), args=(self.proc,), daemon=True)
+        complaints.start()
+        threading.Thread(target=self._listen, args=(loop, self.proc, complaints, said), daemon=True).start()
 
-    def _listen(self, loop, proc):
+    def _listen(self, loop, proc, complaints, said):
         def tell(f, *args):
             if not loop.is_closed(): loop.call_soon_threadsafe(f, *args)
         for line in proc.stdout:
             run,view,text = line.rstrip('\n').split(' ', 2)
             tell(self.heard, run, view, text)
         code = proc.wait()
-        if not self.ending: tell(self._died, code)
+        complaints.join(1) # what it said last may still be on its way; longer only where a process of its own holds on to the pipe
+        if not self.ending: tell(self._died, code, list(said))
 
-    def _complaints(self, loop, proc):
-        for line in proc.stderr: self.said.append(line.strip())
-
-    def _died(self, code):
+    def _died(self, code, said):
         how = f'signal {-code}' if code<0 else f'exit code {code}'
-        last = next((f': {o}' for o in reversed(self.said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
+        last = next((f': {o}' for o in reversed(said) if re.match(r'\w+(Error|Exception)\b', o)), '') if code>0 else ''
         say = f'The process that trains has ended ({how}{last}), and its runs with it.'
         if len(self.starts)==3 and time.monotonic()-self.starts[0]<20: self.down = say = f'{say} It did so three times: start blf-dashboard again.'
         else: self.start()

@@ -4,7 +4,7 @@ The live dashboard trains; this is the part of it that needs no page. `check_set
 wrong with it; `Session` trains the two methods of that set-up in the background, batch by batch in turn, each as if it were alone:
 
 ```python
-s = Session(check_settings(name='digits', bs=64), {}, changed=lambda: None)
+s = Session(check_settings(name='digits', bs=64), changed=lambda: None)
 s.tell(lambda turns: turns.allow(math.inf))   # Run
 s.records                                     # what has happened so far
 ```
@@ -16,7 +16,7 @@ Importing this module does not import PyTorch: that happens in the background, o
 # %% auto #0
 __all__ = ['dashboard_methods', 'dashboard_data', 'dashboard_networks', 'dashboard_defaults', 'dashboard_presets', 'shipped',
            'live_settings', 'field_units', 'Allow', 'check_settings', 'changed_settings', 'page_choices', 'read_field',
-           'show_field', 'field_notes', 'from_query', 'to_query']
+           'show_field', 'field_notes', 'page_state', 'from_query', 'to_query']
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a007
 import importlib, math, random, re, threading, time, weakref
@@ -149,13 +149,13 @@ def page_choices()->dict: # What `LiveDashboard` and the served page hand to the
 # %% ../../nbs/page/02_sessions.ipynb #7debf004
 field_units = dict(label_noise='%', redundancy='%', pace='batches/s') # of those that have one
 
-def _plain_number(name, text):
-    "A number with a point or a comma before its decimals."
+def _plain_number(name, text, whole=False):
+    "A number with a point or a comma before its decimals; where it has to be `whole`, a point may separate thousands, too."
     t = text.replace(' ', '').replace('\u00a0', '')
     both = ',' in t and '.' in t
-    if both or re.fullmatch(r'[+-]?[1-9]\d{0,2}(,\d{3})+', t):
-        whole,_,rest = re.sub('[.,](?=[^.,]*$)', ' ', t).partition(' ') if both else (t, '', '')
-        such = re.sub('[.,]', '', whole)+('.'+rest if both else '')
+    if both or re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{',.' if whole else ','}]\d{{3}})+", t):
+        first,_,rest = re.sub('[.,](?=[^.,]*$)', ' ', t).partition(' ') if both else (t, '', '')
+        such = re.sub('[.,]', '', first)+('.'+rest if both else '')
         raise ValueError(f"{name}={text!r} can be read in two ways: give it without separators of thousands, such as {such}")
     try: v = float(t.replace(',', '.'))
     except ValueError: v = math.nan
@@ -181,7 +181,7 @@ def read_field(
     if isinstance(dashboard_defaults[name], str): return text
     if name not in _ranges: return _plain_number(name, text) # a slider's: its method says what it accepts
     typ,lo,hi = _ranges[name]
-    v = _share(name, text) if field_units.get(name)=='%' else _plain_number(name, text)
+    v = _share(name, text) if field_units.get(name)=='%' else _plain_number(name, text, typ is int)
     if lo<=v<=hi and (typ is float or v==int(v)): return typ(v)
     raise ValueError(f"{name}={text!r} is not accepted: give a {'whole ' if typ is int else ''}number from {show_field(name, lo)} to {show_field(name, hi)}")
 
@@ -202,12 +202,29 @@ def field_notes(
     if n_train is None or settings['bs']<=n_train: return {}
     return dict(bs=f"There are only {n_train:,} samples to train on: one batch holds them all, and an epoch is one batch.")
 
+def page_state(
+    settings:dict, # What stands on the page: all settings, with those that wait for Reset
+    now:dict=None, # Those that hold; None: the same
+    **known # What is known besides, by the names below. Raises `TypeError` for any other
+)->dict: # `state`, which the page shows
+    "How things stand, as a page is told: the one list of what that is. What is not known is as it is before anything is loaded."
+    now = settings if now is None else now
+    res = dict(status='loading', what='Starting the process that trains', progress=None, # see `Dashboard.status`; `progress`: [steps begun, of so many]
+               error='', error_id=0, away='', # a sentence and its number, so that each is said once; why the run stands still
+               settings=settings, now=now, pending=[], query='', preset=None, # what waits; the address's query; which of `dashboard_presets`
+               fields={k: show_field(k, v) for k,v in settings.items() if k not in live_settings or k=='pace'}, notes={}, # texts as `read_field` takes them
+               auto={}, # where the thumb of a slider stands whose value is the method's to find
+               queued=False, epoch=0, n_epoch=now['epochs'], batch=0, n_iter=0, n_batch=0, left='–', device='', # `queued`: Run was pressed while it loads
+               so_far=[['']], values={}, says={}, diverged={}, answer='', evidence='') # a table, headlines, sentences
+    if other := known.keys()-res.keys(): raise TypeError(f"{', '.join(sorted(other))}: no part of the state")
+    return res | known
+
 # %% ../../nbs/page/02_sessions.ipynb #ef6f1d84
 class Turns:
     """Threads that train one at a time, a batch each, in a fixed order: a round is one batch of everyone.
 
     A thread calls `wait(i)` before each of its batches, and thereby ends its turn. `allow`, `add` and `complete` say how
-    many rounds may still begin; `rate` limits rounds per second (0: no limit)."""
+    many rounds may still begin, and `pace` how many a second."""
     def __init__(self,
         stop_exc=RuntimeError, # What `wait` raises once stopped
         on_idle=lambda: None # Called when a round has ended and none may begin
@@ -284,6 +301,12 @@ class Turns:
     def complete(self, n):
         "As many as make the rounds begun a multiple of `n`, and at least one."
         self._set_credit(lambda: n-self.begun%n)
+
+    def pace(self, rate):
+        "So many rounds a second at most (0: no limit); who waits for the next by the old pace waits no longer."
+        with self.cond:
+            self.rate = rate
+            self.cond.notify_all()
 
     def stop(self):
         "Every thread ends at its next `wait`, that is, within a batch."
@@ -474,7 +497,7 @@ def _half_losses(dls, seed, stopped):
 # %% ../../nbs/page/02_sessions.ipynb #e70de0ef
 class Loaded:
     "A data set, and what was made of it."
-    def __init__(self, dls): self.dls,self.holdout,self.lock = dls,None,threading.Lock() # `holdout`: RHO-LOSS's losses, and the seconds they took
+    def __init__(self, key, dls): self.key,self.dls,self.holdout,self.lock = key,dls,None,threading.Lock() # `holdout`: RHO-LOSS's losses, and the seconds they took
 
 class Shelf:
     "Data sets that the sessions of a process share."
@@ -488,7 +511,7 @@ class Shelf:
         name = tuple(sorted(key.items(), key=str))
         if (res := self.known.get(name)) is None:
             self.last = None # before the next is loaded: both may not fit
-            res = self.known[name] = Loaded(load(**key))
+            res = self.known[name] = Loaded(key, load(**key))
         self.last = res
         return res
 
@@ -500,13 +523,11 @@ class Session:
     It prepares itself in the background; `what` says what it is doing, `progress` how far it is, `problem` what went wrong. A session
     that could not be loaded is replaced by the next: nothing of it stays."""
     def __init__(self,
-        settings:dict, # The dashboard's own, shared with it: a slider that moves meanwhile is in them
-        data:dict, # Keeps the data set that was loaded last, for the next session
+        settings:dict, # The dashboard's own, as `check_settings` returns them, and shared with it: a slider that moves meanwhile is in them
         changed, # Called when there is something new to show
-        allow:Allow=None # What may be reached; None: everything. Raises as `check_settings` does
+        loaded:Loaded=None # What the session before had loaded, as its `stop` returns it
     ):
-        if allow is not None: check_settings(allow, **settings)
-        self.settings,self.data,self.changed,self.lock = settings,data,changed,threading.RLock()
+        self.settings,self.changed,self.loaded,self.lock = settings,changed,loaded,threading.RLock()
         self.lanes,self.turns,self.error,self.ready,self.stopped = [],None,None,False,False
         self.what,self.want,self.single = 'Loading PyTorch and fastai',None,False
         self.trained = ['method'] if settings['other']=='none' else list(sides)
@@ -525,7 +546,9 @@ class Session:
                 self.changed()
         except BaseException as e: self.error = e
         finally:
-            if self.stopped and self.turns: self.turns.stop()
+            if self.stopped:
+                self.loaded = None
+                if self.turns: self.turns.stop()
             self.changed()
 
     def _steps(self):
@@ -542,7 +565,6 @@ class Session:
             loaded = self._load()
         dls = loaded.dls
         self.turns = Turns(CancelFitException, self.changed)
-        self.turns.rate = s['pace']
         if self._needs_holdout:
             yield 'Training two holdout models for RHO-LOSS'
             self._hold_out(loaded)
@@ -562,13 +584,12 @@ class Session:
             if self.want: self.want(self.turns)
 
     def _load(self):
-        "The data set: the dashboard's own, another session's, or one to be read."
-        key = {k: self.settings[k] for k in ('name','path','bs','label_noise','redundancy','seed')}
-        if self.data.get('key')!=key:
-            self.data.clear() # before the next is loaded: both may not fit
-            loaded = shelf.take(key, lib('engine.data').get_dls)
-            self.data.update(key=key, dls=loaded.dls, loaded=loaded)
-        return self.data['loaded']
+        "The data set: that of the session before, another one's, or one to be read."
+        key,loaded = {k: self.settings[k] for k in ('name','path','bs','label_noise','redundancy','seed')},self.loaded
+        if loaded is None or loaded.key!=key:
+            loaded = self.loaded = None # before the next is loaded: both may not fit
+            loaded = self.loaded = shelf.take(key, lib('engine.data').get_dls)
+        return loaded
 
     def _hold_out(self, loaded):
         with loaded.lock:
@@ -628,15 +649,19 @@ class Session:
 
     def _set_live(self):
         if not self.ready: return
-        self.turns.rate = self.settings['pace']
+        self.turns.pace(self.settings['pace'])
         for o in self.lanes: o.learn.selection.set(**o.knobs(self.settings))
 
-    def stop(self, timeout=10):
+    def stop(self,
+        timeout:float=10 # Seconds to wait for each lane
+    )->Loaded: # What it had loaded, if anything: it lets that go
         "End the training within a batch, and wait for that; what is still loading gives up when it can."
         self.stopped = True
+        loaded,self.loaded = self.loaded,None
         if self.turns: self.turns.stop()
         for o in self.lanes:
             if o.thread.is_alive() and o.thread is not threading.current_thread(): o.thread.join(timeout)
+        return loaded
 
 # %% ../../nbs/page/02_sessions.ipynb #5e55a010
 def _from_text(k, v):

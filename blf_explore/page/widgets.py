@@ -26,7 +26,7 @@ import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
 from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, times_beside, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
-                       knob_names, knobs, live_settings, page_choices, read_field, show_field, sides, to_query)
+                       knob_names, knobs, page_choices, page_state, read_field, sides, to_query)
 
 # %% ../../nbs/page/03_widgets.ipynb #931ac2a2
 def png_uri(
@@ -191,12 +191,12 @@ class Dashboard:
         **settings # See `dashboard_defaults`
     ):
         self.settings = check_settings(allow, **settings)
-        self._post,self._allow,self._data,self._base = send,allow,{},dict(self.settings)
+        self._post,self._allow,self._base = send,allow,dict(self.settings)
         self._lock,self._wake,self._outbox,self._closed = threading.RLock(),threading.Event(),Outbox(),False
         self._pending,self._speed,self.past = {},[],[] # settings for the next reset; (time, batches); runs before this one
         self._message,self._error_id,self._blamed,self._away,self._left = '',0,None,'',None
         self._t_strip,self._drawn = 0.,{} # when the images were sent last; {part: what it was drawn from}
-        self.session = Session(self.settings, self._data, self._changed, self._allow)
+        self.session = Session(self.settings, self._changed)
         threading.Thread(target=self._serve, daemon=True, name='blf_explore page').start()
 
     # what the buttons do; each is safe at any time and from any thread
@@ -221,11 +221,11 @@ class Dashboard:
         "Stop, put the run with the past ones, and prepare a new one, with changed settings if any are given."
         with self._lock:
             new = changed_settings(self.settings | self._pending, self._allow, **settings)
-            self.session.stop()
+            loaded = self.session.stop()
             self._remember()
-            self.settings,self._pending,self._message,self._away,self._speed = new,{},'','',[]
+            # in one go: the page's thread looks at them together
+            self.settings,self._pending,self._message,self._away,self._speed,self.session = new,{},'','',[],Session(new, self._changed, loaded)
             self._outbox.sent = {}
-            self.session = Session(new, self._data, self._changed, self._allow)
         self._push_soon()
 
     def preset(self,
@@ -236,9 +236,12 @@ class Dashboard:
         self.reset(**dashboard_presets[name])
 
     def more(self):
-        "Train the same set-up once more with a seed that it has not had."
-        self.reset(seed=1+max([self.settings['seed'], *(o['settings']['seed'] for o in self.past if same_setup(o['settings'], self.settings))]))
-        self.run()
+        "Train the same set-up once more with a seed that it has not had. What waits for Reset goes on waiting."
+        with self._lock:
+            waits,self._pending = self._pending,{}
+            try: self.reset(seed=1+max([self.settings['seed'], *(o['settings']['seed'] for o in self.past if same_setup(o['settings'], self.settings))]))
+            finally: self._pending = {k: v for k,v in waits.items() if k!='seed'}
+            self.run()
 
     def forget(self,
         run:int # Its 'id' in `past`
@@ -320,7 +323,6 @@ class Dashboard:
         self._closed = True
         self.session.stop()
         self.session.lanes,self.past = [],[]
-        self._data.clear() # the session has it, too
         self._wake.set()
 
     # messages of a page
@@ -350,6 +352,7 @@ class Dashboard:
         if complaints: self._complain('; '.join(complaints))
 
     def _bye(self, view):
+        if view not in self._outbox.views: return # it has said so before, or counts as gone already
         self._outbox.views.discard(view)
         if self._outbox.views: return
         self._left = dict(at=time.monotonic(), running=self.status=='running')
@@ -372,8 +375,12 @@ class Dashboard:
     def _complain(self, sentence):
         "Show a sentence; each one counts, also one that was said before."
         self._message,self._error_id = sentence,self._error_id+1
-        self._outbox.sent.pop('state', None) # the page takes its fields back from it
         self._outbox.changed = True
+
+    def _failed(self, e):
+        "What cannot be drawn or sent is said once, not with every try."
+        says = f'{type(e).__name__}: {e}'
+        if says!=self._message: self._complain(says)
 
     # what the pages are told
 
@@ -397,7 +404,7 @@ class Dashboard:
             else:
                 self._outbox.t_beat = now
                 try: self._post(dict(type='beat')) if what=='beat' else self._push(now, what=='quick')
-                except Exception as e: self._complain(f'{type(e).__name__}: {e}')
+                except Exception as e: self._failed(e)
 
     def _gone(self):
         "The page neither answers nor has said good-bye."
@@ -408,7 +415,11 @@ class Dashboard:
         self._away = f'The page did not answer for {self._outbox.patience:.0f} s, so the run was paused.'
 
     def _push(self, now, quick=False):
-        parts = {k: json.dumps(_finite(v), separators=(',',':')) for k,v in self._parts(now, quick).items()}
+        try: parts = self._parts(now, quick)
+        except Exception as e: # a chart that cannot be drawn does not keep the page from hearing so
+            self._failed(e)
+            parts = dict(state=self._state_now(now))
+        parts = {k: json.dumps(_finite(v), separators=(',',':')) for k,v in parts.items()}
         new = self._outbox.news(parts, now)
         if new: self._post(dict(type='update', parts=new))
 
@@ -465,21 +476,21 @@ class Dashboard:
         if s.problem and s is not self._blamed:
             self._blamed = s
             self._complain(self._problem(s.problem))
-        return dict(status=status, what=s.what, progress=s.progress, error=self._message, error_id=self._error_id, away=self._away,
-                    settings=self.settings | self._pending, now=self.settings, auto=self._auto(), preset=self._preset(), pending=list(self._pending),
-                    queued=s.want is not None and not s.ready, epoch=epoch+1 if lane else 0, n_epoch=n_epoch, batch=i+1, n_iter=n_iter,
-                    n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '', so_far=self._so_far(),
-                    values=headlines(self.records, None) if n else {}, notes=s.notes, diverged=s.diverged, fields=self._fields(),
-                    query=to_query(self.settings | self._pending, self._base), **self._answer(status),
-                    says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
-
-    def _fields(self):
-        "What stands in the fields of the page, as `read_field` takes it."
-        return {k: show_field(k, v) for k,v in (self.settings | self._pending).items() if k not in live_settings or k=='pace'}
+        ahead = self.settings | self._pending
+        return page_state(ahead, self.settings, status=status, what=s.what, progress=s.progress, error=self._message, error_id=self._error_id, away=self._away,
+                          auto=self._auto(), preset=self._preset(), pending=list(self._pending), queued=s.want is not None and not s.ready,
+                          epoch=epoch+1 if lane else 0, batch=i+1, n_iter=n_iter, n_batch=n, left=_clock(left), device=lane.record.info['device'] if n else '',
+                          so_far=self._so_far(), values=headlines(self.records, None) if n else {}, notes=s.notes, diverged=s.diverged,
+                          query=to_query(ahead, self._base), **self._answer(status),
+                          says={o.side: 'from the next Reset on' if o.side in self._pending else o.says() for o in s.lanes if lane})
 
     def _seeds(self):
-        "Past runs of this set-up that have come to their end, of other seeds."
-        return [o for o in self.past if o['done'] and same_setup(o['settings'], self.settings) and not any(r.rows['changes'] for r in o['records'].values())]
+        "The set-up with other seeds: past runs that have come to their end, the last one of each. None beside a run in which a slider was moved."
+        def moved(records): return any(r.rows['changes'] for r in records.values())
+        if moved(self.records): return []
+        own = self.settings['seed']
+        return list({o['settings']['seed']: o for o in self.past if o['done'] and o['settings']['seed']!=own
+                     and same_setup(o['settings'], self.settings) and not moved(o['records'])}.values())
 
     def _answer(self, status):
         "At the end of a run: what came of it, and what the package's evidence says of such a set-up."
