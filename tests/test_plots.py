@@ -324,6 +324,37 @@ def test_a_run_whose_losses_get_out_of_hand(losses, says):
     assert all(math.isfinite(o) for axis in ('yaxis','yaxis2') for o in tops[axis]['range'])
     assert diverged(run())=='' # a record without losses
 
+def test_a_run_that_has_learned_nothing_says_so():
+    "Ten classes, chance to the end, and a loss as at the beginning; but not a second fit of a network that was good already."
+    def ended(acc, first, valid):
+        r = timed(1., 1., accs=[.1, acc], losses=[first, 2.])
+        r.rows['epochs'][-1]['valid_loss'] = valid
+        return r
+    assert diverged(ended(.1, 2.3, 2.4)).startswith('its validation loss ended no lower')
+    assert diverged(ended(.1, 2.3, 2.2))==diverged(ended(.9, .1, .3))==''
+    r = ended(.1, 2.3, 2.4)
+    r.info['n_epoch'] = 3
+    assert diverged(r)=='', 'it may still learn'
+
+def test_methods_that_choose_before_an_epoch_are_not_spoken_of_by_batches():
+    "What a batch of InfoBatch kept of 'its part' of the samples means nothing to anyone: the epoch's share does."
+    r = run((4, 4), kept=4, method='InfoBatch')
+    assert headlines({'InfoBatch': r})['samples']==[['50%', 'a'], [f'in epoch 2, of {4*BS} samples', '']]
+    both = headlines({'InfoBatch': r, 'HNM': run((4, 4), kept=2, method='HNM')})['samples']
+    assert [o for o,_ in both if '%' in o or ' of ' in o]==['50%', '2 of 8', 'epoch 2: 50% · 25%']
+
+def test_two_that_select_are_beside_one_plain_step():
+    "Each sampled its own plain steps; two equal runs are equally far from plain, whatever these were."
+    a,b = run((4, 4), method='SeTa'),run((4, 4), method='SeTa')
+    for o in b.rows['plain']: o['t_train_s'] *= 3
+    text = headlines({'A': a, 'B': b})['time'][-1][0]
+    x,y = text.rpartition('vs plain ')[2].split(' · ')
+    assert x==y==f'{100*(1.25/4-1):+.0f}%'.replace('-', '−') # 1.25 s a step beside 4 s, the median of 2 and 6
+
+def test_an_epoch_that_took_about_as_long_is_marked_as_such():
+    spec = time_spec(timed(.5, .97, 1.03, 1.5), plain(1., 1., 1., 1.))
+    assert [o['text'] for o in spec['layout']['annotations']]==['<b>✓</b>', '≈', '≈', '✗']
+
 def test_the_band_of_seeds():
     b = band([run(accs=(.5, None, .7)), run(accs=(.1, .2, .3)), run((4, 4), (.4, .6))])
     assert b==dict(x=[1, 2, 3], median=[.4, pytest.approx(.4), .5], low=[.1, .2, .3], high=[.5, .6, .7], n=[3, 2, 2]) and band([])['x']==[]

@@ -167,6 +167,7 @@ class Method:
     help:str # What it does, in a sentence or two
     knobs:tuple=() # Its settings
     score:str='loss' # What a sample is worth, in words
+    each:str='batch' # What is selected from: every 'batch', or every 'epoch' before it begins
 
 _share = Knob('sample_perc', .01, 1., .01, .5, 'share of the samples to keep', 'share_above_0')
 _prune = (Knob('prune', 0., .95, .01, .5, 'chance to drop an easy sample', 'share_below_1'),
@@ -198,7 +199,7 @@ methods = {
         (replace(_share, default=.1),), 'loss less holdout loss'),
     'InfoBatch': Method('InfoBatch', 'infobatch', 'InfoBatch', '#660099',
         'Drops samples whose last loss was below the mean, by chance, and weights those that stay. It scores nothing.',
-        _prune, 'last training loss'),
+        _prune, 'last training loss', 'epoch'),
     'PFB': Method('Partial Forward Blocking', 'pfb', 'PartialForwardBlocking', '#661111',
         'Keeps the samples that are rare by the features of the first layers. The deep layers see no other.',
         (replace(_share, default=.6),), 'rarity of the shallow features'),
@@ -207,8 +208,8 @@ methods = {
         (Knob('prune', 0., .95, .01, .1, 'share dropped at random', 'share_below_1'),
          Knob('groups', 1, 20, 1, 5, 'groups by loss', 'groups'),
          Knob('window', .05, 1., .05, .9, 'share of the groups to train on', 'share_above_0'),
-         Knob('delta', 0., 1., .005, .875, 'share of training with a window')), 'last training loss'),
+         Knob('delta', 0., 1., .005, .875, 'share of training with a window')), 'last training loss', 'epoch'),
     'BLS': Method('Batch Loss Score', 'bls', 'BLS', '#9988CC',
         'InfoBatch for a loss that has no samples: a sample’s score is a moving average of the losses of its batches.',
-        (*_prune, Knob('alpha', 0., .95, .05, .7, 'memory of the moving average', 'decay')), 'moving average of batch losses'),
+        (*_prune, Knob('alpha', 0., .95, .05, .7, 'memory of the moving average', 'decay')), 'moving average of batch losses', 'epoch'),
     'plain': Method('plain training', 'engine.filtering', 'SelectiveTraining', '#000000', '')}

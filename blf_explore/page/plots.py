@@ -26,6 +26,7 @@ __all__ = ['Saved', 'run_names', 'epoch_sums', 'kept_share', 'samples_spec', 'fi
 import math, numpy as np, plotly.graph_objects as go
 from bisect import bisect_right
 from collections import namedtuple
+from ..engine.knobs import methods
 from ..engine.record import Record, colors, epoch_cols
 
 # %% ../../nbs/page/01_plots.ipynb #5ab3d55e
@@ -184,7 +185,7 @@ def _marks(run, n_epoch, who, y):
                          text=f"{who}{c['setting']} {_value(c['old'])}→{_value(c['new'])}") for c in changes[-3:]]
     # of those that stand close together the last one speaks
     return ([line | dict(x0=c['x'], x1=c['x']) for c in changes],
-            [a for a,b in zip(texts, texts[1:]) if b['x']-a['x']>.3*n_epoch] + texts[-1:])
+            [a for a,b in zip(texts, texts[1:]) if b['x']-a['x']>.5*n_epoch] + texts[-1:])
 
 def _value(o):
     "A setting in a few letters; importance sampling's `tau_th` may be none: its published value."
@@ -247,13 +248,14 @@ def plain_step(
 
 def times_beside(
     rec:Record, # A record
-    other:Record=None # A run measured beside it, plain or not; None: the plain steps that `rec` sampled
+    other:Record=None, # A run measured beside it, plain or not; None: plain steps
+    step:float=None # Seconds of a plain step; None: as `rec` sampled them
 )->list: # Seconds the other's epoch took, or a plain one would have taken, for each entry of `epoch_sums(rec)`
     """The other run's training time, for as much as `rec` has done of each epoch: all of it where all is done, also where `rec` left
     samples out and had fewer batches."""
     s = epoch_sums(rec)
     share = [n/n_iter for n,n_iter in zip(s['n_batch'], s['n_iter'])]
-    if other is None: return [rec.plain_step_s()*n*o for n,o in zip(s['n_full'], share)]
+    if other is None: return [(rec.plain_step_s() if step is None else step)*n*o for n,o in zip(s['n_full'], share)]
     o = epoch_sums(other)
     whole = {e: t/n*n_iter for e,t,n,n_iter in zip(o['epoch'], epoch_times(other), o['n_batch'], o['n_iter']) if n}
     return [whole.get(e, np.nan)*o for e,o in zip(s['epoch'], share)]
@@ -283,11 +285,14 @@ def _bar(name, epochs, shift, y, base, marker, unit, k, **kw):
 def _begun(s): # for each entry of `epoch_sums`: of an epoch that has hardly begun nothing is claimed
     return [n>=n_iter/2 for n,n_iter in zip(s['n_batch'], s['n_iter'])]
 
+def _mark(v): # of an epoch that saved `v` percent: within 5% of the other it is neither
+    return ('≈','#444') if abs(v)<5 else ('<b>✓</b>','#00704F') if v>0 else ('✗','#A63C00')
+
 def _ticks(s, saved):
-    "A mark above each epoch, or above some of many: whether it took less."
+    "A mark above each epoch, or above some of many: whether it took less, more, or about the same."
     step = -(-len(saved)//14) or 1
-    return [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text='<b>✓</b>' if v>0 else '✗',
-                 font=dict(size=15, color='#00704F' if v>0 else '#A63C00'), bgcolor='rgba(255,255,255,.9)', borderpad=0)
+    return [dict(x=e+.5, y=1, yref='paper', yanchor='top', showarrow=False, text=_mark(v)[0],
+                 font=dict(size=15, color=_mark(v)[1]), bgcolor='rgba(255,255,255,.9)', borderpad=0)
             for i,(e,v,begun) in enumerate(zip(s['epoch'], saved, _begun(s)))
             if math.isfinite(v) and (len(saved)-1-i)%step==0 and begun]
 
@@ -467,12 +472,13 @@ Saved = namedtuple('Saved', 'pct spread n says overhead')
 
 def saved(
     rec:Record, # A record, finished or growing
-    other:Record=None # A run measured beside it, plain or not; None: the plain steps that `rec` sampled
+    other:Record=None, # A run measured beside it, plain or not; None: plain steps
+    step:float=None # Seconds of a plain step; None: as `rec` sampled them
 )->Saved: # None where nothing can be said
     """What the whole run so far saved of the other's time: `pct`, percent, negative if it lost; `spread`: give or take, by its `n` epochs
     (NaN of one); `says`: 'it paid', 'it did not pay' or 'too close to call'; `overhead`: scoring and selecting in percent of the other's
     time. An epoch that has hardly begun does not count, unless it is the only one."""
-    s,t,tb = epoch_sums(rec),epoch_times(rec),times_beside(rec, other)
+    s,t,tb = epoch_sums(rec),epoch_times(rec),times_beside(rec, other, step)
     known = [j for j,o in enumerate(tb) if math.isfinite(o) and o]
     use = [j for j in known if _begun(s)[j]] or known
     if not use: return None
@@ -505,21 +511,27 @@ def headlines(
 def _last_shared(epochs): # the last epoch that is in all lists; None: there is none
     return max(set.intersection(*map(set, epochs)), default=None)
 
+def _by_epoch(rec): return rec.method in methods and methods[rec.method].each=='epoch' # it chose before the epoch began: a batch says little
+
 def _say_samples(values, runs):
-    sums,last = [epoch_sums(r) for _,r,_ in runs],[r.rows['batches'][-1] for _,r,_ in runs]
-    odd = sum(not b['finite'] for _,r,_ in runs for b in r.rows['batches'])
+    recs = [r for _,r,_ in runs]
+    sums,last = [epoch_sums(r) for r in recs],[r.rows['batches'][-1] for r in recs if not _by_epoch(r)]
+    odd = sum(not b['finite'] for r in recs for b in r.rows['batches'])
     note = f'; {odd} batches with losses that are not finite were kept whole' if odd else ''
     of,epoch = {b['n_seen'] for b in last},_last_shared(s['epoch'] for s in sums)
+    alike = 1<len(runs)==len(last) and len(of)==1
+    def share(s, i): return f"{100*s['n_kept'][i]/max(1, s['n_seen'][i]):.0f}%"
     def kept(r):
+        if _by_epoch(r): return share(epoch_sums(r), -1)
         b = r.rows['batches'][-1]
-        return f"{b['n_kept']} of {b['n_seen']}" if len(of)>1 or len(runs)==1 else str(b['n_kept'])
-    counts = [(s['n_kept'][i], s['n_seen'][i]) for s in sums if epoch is not None for i in [s['epoch'].index(epoch)]]
-    shares = [f'{100*k/max(1, n):.0f}%' for k,n in counts]
+        return str(b['n_kept']) if alike else f"{b['n_kept']} of {b['n_seen']}"
+    at = [] if epoch is None else [s['epoch'].index(epoch) for s in sums]
+    shares = [share(s, i) for s,i in zip(sums, at)]
     if len(runs)==1:
-        return [*values(kept, runs), [f'in the last batch; epoch {epoch+1}: {shares[0]} of {counts[0][1]:,}{note}', '']]
-    res = values(kept, runs)+([[f' of {of.pop()}', 's']] if len(of)==1 else [])
+        n = f"{sums[0]['n_seen'][at[0]]:,}"
+        return [*values(kept, runs), [f"in the last batch; epoch {epoch+1}: {shares[0]} of {n}{note}" if last else f'in epoch {epoch+1}, of {n} samples{note}', '']]
     says = (f"epoch {epoch+1}: {' · '.join(shares)}" if shares else '')+note
-    return res+([[says.removeprefix('; '), '']] if says else [])
+    return [*values(kept, runs), *([[f' of {of.pop()}', 's']] if alike else []), *([[says.removeprefix('; '), '']] if says else [])]
 
 def _say_time(runs, selecting, short):
     nm,rec,c = selecting[0]
@@ -530,7 +542,7 @@ def _say_time(runs, selecting, short):
     res = [[_signed(-d.pct), c]]
     spread = '' if math.isnan(d.spread) else f'±{d.spread:.0f}% '
     if len(selecting)==1: return res+[[f"{spread}beside {beside[0]}, {d.n} epoch{'s'*(d.n>1)}: {d.says}; overhead {d.overhead:.0f}%", '']]
-    plain = [saved(r) for _,r,_ in selecting]
+    plain = [saved(r, step=plain_step(*(o for _,o,_ in runs))) for _,r,_ in selecting] # both beside one and the same
     says = f"{spread}vs B{': too close to call' if d.says.startswith('too') else ''}"
     if short and None not in plain: says += f"; vs plain {' · '.join(_signed(-o.pct) for o in plain)}"
     return [[f'{nm} ', c+' n'], *res, [says, '']]
@@ -561,15 +573,21 @@ def _say_accuracy(values, runs, by):
 def diverged(
     rec:Record # A record, finished or growing
 )->str: # A sentence; '' while all is well
-    "Whether a run's losses have got out of hand: no numbers any more, or ten times as high as in its first batch, in the median of the last five."
+    """Whether a run's losses have got out of hand: no numbers any more, or ten times as high as in its first batch, in the median of the
+    last five; or whether it ended without having learned: fewer than half are right, the validation loss no lower than the loss it began with."""
     rows = [r for r in list(rec.rows['batches']) if r.get('n_trained', 1) and 'train_loss' in r] # where a queue waits for more there is no loss
     if not rows: return ''
     bad,what = [r for r in rows if not math.isfinite(r['train_loss'])],'are no numbers'
     if not bad or math.isfinite(rows[-1]['train_loss']):
         first,last = rows[0]['train_loss'],[r['train_loss'] for r in rows[-5:]]
-        if len(rows)<6 or not np.median(last)>10*first: return ''
+        if len(rows)<6 or not np.median(last)>10*first: return _unlearned(rec, first)
         bad,what = [r for r in rows if r['train_loss']>10*first],'are more than ten times as high as in the first batch'
     return f"its losses {what}, from epoch {bad[0]['epoch']+1} on: give a lower learning rate"
+
+def _unlearned(rec, first):
+    ends,right = _points(rec, 'valid_loss'),_final(rec)
+    if not _ended(rec) or not ends or ends[-1][2]<first or right is None or right>=50: return ''
+    return 'its validation loss ended no lower than the loss it began with: give a lower learning rate'
 
 def band(
     recs, # Records of one method, one a seed
