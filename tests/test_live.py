@@ -448,14 +448,17 @@ def test_loading_has_a_frame_and_a_bar(page):
 
 @pytest.mark.browser
 def test_files(page):
-    page.get_by_text('More', exact=True).click()
-    page.get_by_role('button', name='Epochs as a table (CSV)').click()
-    page.get_by_role('button', name='Record (npz)').click()
+    def choose(name):
+        page.get_by_text('More', exact=True).click()
+        page.get_by_role('button', name=name).click()
+        assert page.locator('.menu').get_attribute('open') is None, 'it closes once something is chosen'
+    choose('Epochs as a table (CSV)')
+    choose('Record (npz)')
     assert sent(page, 'file')==[dict(what='csv'), dict(what='npz')]
     with page.expect_download() as got:
         page.evaluate("window.model.say({type: 'file', view: window.model.sent[0].view, name: 'epochs.csv', mime: 'text/csv', data: btoa('a,b')})")
     assert got.value.suggested_filename=='epochs.csv' and got.value.path().read_text()=='a,b'
-    with page.expect_download() as got: page.get_by_role('button', name='Charts as a picture (PNG)').click()
+    with page.expect_download() as got: choose('Charts as a picture (PNG)')
     from PIL import Image
     im = Image.open(got.value.path())
     assert got.value.suggested_filename=='blf-explore.png' and im.size==(1760,1008)

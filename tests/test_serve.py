@@ -725,16 +725,26 @@ def test_a_page_over_its_life(browser):
         old,port = p.trainer,p.port
         old.kill()
         appears(page, '#notice:has-text("The process that trains has ended")')
+        assert page.locator('.status').inner_text()=='Ended' and page.evaluate("document.querySelector('.knobs').disabled") and page.locator('.anew').is_hidden(), 'one reason, one button'
         page.click('#notice button:has-text("Open the same set-up")')
         true_on(page, "document.querySelector('.blf').dataset.batches == 0")
         appears(page, 'output:text("0.35")')
         p.end(signal.SIGKILL)
         appears(page, '#low:has-text("No connection to the server")')
-        with process(port=port): # back at its address: nothing was trained, so that the page opens by itself
+        with process(port=port) as q: # back at its address: nothing was trained, so that the page opens by itself
             true_on(page, "document.getElementById('low').hidden")
             true_on(page, "document.querySelector('.blf').dataset.status === 'ready'")
             appears(page, 'output:text("0.35")')
             assert page.locator('#notice').is_hidden()
+            page.click('button.run')
+            true_on(page, "document.querySelector('.blf').dataset.batches > 3")
+            q.end(signal.SIGKILL)
+        with process(port=port): # something was trained: the page asks first, unless it is loaded anew and shows nothing that one would miss
+            appears(page, '#notice:has-text("the server was started anew")')
+            page.reload(wait_until='commit')
+            true_on(page, "document.querySelector('.blf').dataset.status === 'ready'")
+            appears(page, 'output:text("0.35")')
+            assert page.locator('#notice').is_hidden() and not page.evaluate("document.querySelector('.knobs').disabled")
 
 number = dict(what='time', words='time beside the other run', how='number', phase='decided', n=3, guesses=[['-20 to -10', 2], ['-10 to 0', 1]], middle=-12, before=-3, came=-15)
 way = dict(what='accuracy', words='accuracy', how='direction', phase='decided', n=5, guesses=[['rises', 3], ['stays', 0], ['falls', 2]], middle=None, before=88, came='falls')
@@ -778,6 +788,12 @@ def test_a_class_in_the_browser(browser):
         teacher.click('.room button:has-text("what came of it")')
         appears(phone, f'.room .came:has-text("It came to {100*want/128:.1f}%, from 89.8%")')
         assert heard==[[],[]]
+        p.trainer.kill() # both say so, and what is still to be seen is marked as over
+        for o in (teacher, phone):
+            appears(o, '#notice:has-text("The process that trains has ended")')
+            true_on(o, "document.querySelector('.blf').hasAttribute('data-lost')")
+        teacher.click('#notice button:has-text("Open the same set-up")')
+        true_on(phone, "!document.querySelector('.blf').hasAttribute('data-lost') && document.getElementById('notice').hidden && document.querySelector('.blf').dataset.batches == 0")
         for f,poll,want in SAID: assert phone.evaluate(f"import('./room.js').then(o => o.{f}({json.dumps(poll)}))")==want, (f, poll)
         waits = phone.evaluate("import('./serve.js').then(o => [0, 1, 2, 3, 10].map(o.pause))")
         assert waits==[250, 500, 1000, 2000, 5000], 'how long a page waits before it asks again'

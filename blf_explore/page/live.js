@@ -20,11 +20,16 @@ const WORDS = {
   'kept, skipped': 'The samples of a batch that are trained on, and those that are not.',
   'plain': 'The same training without any selection.',
   'scoring, selecting': 'What it costs to find out which samples to keep.',
-  'overhead': 'Scoring and selecting, in percent of the other run’s time.',
+  'overhead': 'Scoring and selecting, in percent of the other run’s time (in the CSV: of plain steps that were sampled).',
+  '✓ ≈ ✗': 'Above an epoch: A took less time than B, about as much (within 5%), or more. If A is plain, it is B that is judged.',
+  '±': 'How far the saving varies from epoch to epoch: the range that holds in 95 of 100 such runs.',
+  'too close to call': 'The saving is within that range, or there are fewer than five seeds.',
   'sign agreement': 'For how many weights the kept samples push the same way, up or down, as all samples would.',
+  '80% claimed': 'Jiang and others (2019) say that the hardest samples keep 80% of the signs.',
   'random pick': 'As many samples of the same batch, drawn without looking.',
   'validation loss': 'The loss on images that the network is never trained on. Accuracy is of the same images.',
   'by seconds, by samples': 'What each run had spent when it got there: training time, or samples trained on.',
+  'label→taken for': 'What an image is, and what the network says.',
   'seed': 'Where all chance begins: the split, the weights, the shuffling. Both runs share it.',
   'repeats': 'How much of the training set is other images of it once more: what a filter can skip without loss.',
   'wrong labels': 'How many training labels are false. A filter finds those hard, and keeps them.',
@@ -59,8 +64,14 @@ export function silence(now, heard, looked, loading = false) {
   return now - heard > (loading ? QUIET_LOADING : QUIET) ? 'lost' : 'fine'
 }
 
+// Whether all that select here do so before an epoch begins, so that a slider waits for the next one
+export function waits(s, methods = {}) {
+  const selecting = Object.keys(SIDES).map(k => s.now?.[k]).filter(m => m && !['plain', 'none'].includes(m))
+  return selecting.length > 0 && selecting.every(m => methods[m]?.each === 'epoch')
+}
+
 // The line that says how things stand
-export function newsOf(s, watches = false) {
+export function newsOf(s, watches = false, methods = {}) {
   const both = s.settings?.other !== 'none'
   if (s.status === 'done') return s.answer || 'Compare the curves: which run got there with less?'
   if (watches) return {loading: 'The run is being prepared.', ready: 'The run has not begun.', running: 'The sliders are moved elsewhere: watch what follows.', paused: 'It goes on when it is let.',
@@ -69,21 +80,22 @@ export function newsOf(s, watches = false) {
   return {
     loading: s.queued ? 'It will run as soon as everything is loaded.' : 'Run may be pressed already.',
     ready: both ? 'Run trains A and B in turn, batch by batch, from the same seed.' : 'Run trains A.',
-    running: 'Drag a slider: it holds from the very next batch.',
+    running: waits(s, methods) ? 'Drag a slider: it holds from the next epoch on.' : 'Drag a slider: it holds from the very next batch.',
     paused: 'Run goes on, Step trains on one batch, Reset begins again.',
     error: 'Change the set-up, or Reset.',
   }[s.status] || ''
 }
 
 // What to look for in a chart now
-export function lookFor(chart, s, by = 'epoch') {
+export function lookFor(chart, s, by = 'epoch', methods = {}) {
   const selecting = Object.keys(SIDES).filter(k => s.now?.[k] && !['plain', 'none'].includes(s.now[k]))
   const begun = s.n_batch > 0, done = s.status === 'done'
   if (!selecting.length) return {samples: 'Plain training keeps all.', time: 'Plain training spends all on training.',
     agreement: 'All samples always agree with themselves.', accuracy: 'Choose a method for A to have something to compare.'}[chart]
   return {
     samples: !begun ? 'How many samples will it need? The bar fills batch by batch.'
-      : done ? 'Did the share fall while the network learned?' : 'Where a slider is moved, the line follows with the next batch.',
+      : done ? 'Did the share fall while the network learned?'
+      : `Where a slider is moved, the line follows with the next ${waits(s, methods) ? 'epoch' : 'batch'}.`,
     time: !begun ? 'Guess first: will A’s bars be lower than B’s?'
       : done ? 'In which epochs is the mark ✓, and is the first one of them?' : 'Is what scoring adds less than what skipping saves?',
     agreement: !begun ? 'Is the hardest half of a batch a better choice than any half?'
@@ -224,6 +236,7 @@ function tools(page) {
     ...(page.watches ? [] : [file('Epochs as a table (CSV)', 'csv'), file('Record (npz)', 'npz')]),
     el('button', {class: 'ask', onclick: () => { menu.open = false; page.words.toggle() }}, 'What the words mean')))
   menu.addEventListener('keydown', e => { if (e.key === 'Escape') { menu.open = false; menu.firstChild.focus() } })
+  menu.lastChild.addEventListener('click', () => { menu.open = false })
   page.root.addEventListener('pointerdown', e => { if (!menu.contains(e.target)) menu.open = false })
   menu.addEventListener('focusout', e => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) menu.open = false })
   return {node: el('div', {class: 'tools', role: 'group', 'aria-label': 'view'},
@@ -255,13 +268,14 @@ function news(page) {
       row.length < rows[0].length ? v : el('span', {}, el('i', {}, rows[0][j + 1]), v))))))
   const show = s => {
     last = s
-    node.dataset.kind = page.lost ? 'lost' : s.away ? 'away' : s.status
-    text(state, page.lost ? 'No answer' : s.status === 'done' ? 'Done' : s.status)
-    text(says, page.lost ? page.lost : s.away || newsOf(s, page.watches))
+    const away = page.watches ? '' : s.away  // it is the teacher's page that was away
+    node.dataset.kind = page.lost ? 'lost' : away ? 'away' : s.status
+    text(state, page.told ? 'Ended' : page.lost ? 'No answer' : s.status === 'done' ? 'Done' : s.status)
+    text(says, page.lost || away || newsOf(s, page.watches, page.choices.methods))
     text(more, page.lost || s.status !== 'done' ? '' : s.evidence || '')
     act.more.hidden = page.lost || s.status !== 'done'
-    act.go_on.hidden = page.lost || !s.away
-    act.anew.hidden = !page.lost || !page.model.get('fill')
+    act.go_on.hidden = page.lost || !away
+    act.anew.hidden = !page.lost || !page.model.get('fill') || page.told  // where the server said why, it offers that, too
     table(s.so_far)
   }
   return {node, show, again() { show(last || {status: 'loading'}) }}
@@ -411,7 +425,7 @@ function chart(page, k) {
     const parts = chosen(s.values[k]) || []
     value.replaceChildren(...parts.filter(([, c]) => c).map(([t, c]) => el('span', {class: c}, t)))
     text(more, parts.filter(([, c]) => !c).map(([t]) => t).join(''))
-    text(hint, lookFor(k, s, page.by.now))
+    text(hint, lookFor(k, s, page.by.now, page.choices.methods))
     said = parts.map(([t]) => t).join(' ')
     spoken(said)
   }, draw(Plotly) {
@@ -486,7 +500,8 @@ function idea(page, marked) {
     pics.hidden = curve.hidden = !batch
     if (!batch) {
       text(title, 'One batch')
-      return text(says, 'After the first step: its samples sorted by what they were judged by, and where the method cuts.')
+      return text(says, now && waits({now}, page.choices.methods) ? `There is none to show: ${page.choices.methods[now[side()]].label} chooses before an epoch begins.`
+        : 'After the first step: its samples sorted by what they were judged by, and where the method cuts.')
     }
     const n = batch.losses.length, would = guess(), is = would === null ? i => batch.kept[i] : i => i < would
     const count = would ?? batch.kept.filter(Boolean).length, cut = would ?? batch.cut
@@ -604,8 +619,10 @@ function protocol(page, take, lost) {
   const hello = () => { asked = performance.now(); send('hello', {query: page.state ? '?' + page.state.query : page.search}) }
   const back = () => { gone = false; lost(false) }
   const onMsg = async msg => {
+    if (msg.type === 'lost') { gone = true; return lost(true, msg.say) }  // the server is there and says why this run is not
     if (!['update', 'beat', 'file'].includes(msg.type)) return
     heard = performance.now()
+    if (page.told && msg.type !== 'update') return
     if (gone) { back(); if (msg.type === 'beat') hello() }  // it may be another one: ask for everything
     if (msg.type === 'file' && msg.view === page.view) download(msg.name, `data:${msg.mime};base64,${msg.data}`)
     if (msg.type === 'update') try { await take(msg.parts) } finally { send('ack') }
@@ -615,7 +632,7 @@ function protocol(page, take, lost) {
     looked = now
     if (what === 'asleep') { heard = now; hello() }
     if (what === 'lost' && !gone) { gone = true; lost(true) }
-    if (gone && now - asked > QUIET) hello()
+    if (gone && !page.told && now - asked > QUIET) hello()
   }
   const bye = () => send('bye'), again = e => { if (e.persisted) hello() }
   const timer = setInterval(look, 500)
@@ -705,9 +722,9 @@ function render({model, el: host}) {
   parts.lanes.node.disabled = page.watches
 
   assemble(page, parts)
-  const high = new ResizeObserver(() => { root.style.height = root.clientWidth > 1000 ? model.get('height') + 'px' : 'auto' })  // a narrow notebook scrolls itself
-  if (!fill) high.observe(root)
+  const fit = () => { root.style.height = root.clientWidth > 1000 ? model.get('height') + 'px' : 'auto' }, high = new ResizeObserver(fit)  // a narrow notebook scrolls itself
   host.append(root)
+  if (!fill) { fit(); high.observe(root) }
 
   const showState = s => {
     page.state = s
@@ -729,8 +746,9 @@ function render({model, el: host}) {
     await parts.charts.redraw(specs)
     still.keep()
   }
-  const lost = gone => {
-    page.lost = !gone ? '' : fill ? 'Nothing of this run has come from the server for 5 s: it is shown as it was last seen.'
+  const lost = (gone, say = '') => {
+    page.told = !!say
+    page.lost = !gone ? '' : say ? say : fill ? 'Nothing of this run has come from the server for 5 s: it is shown as it was last seen.'
       : 'Nothing has come from the kernel for 5 s. If it was stopped, run the cell again.'
     root.toggleAttribute('data-lost', gone)
     for (const o of controls) o.disabled = gone || page.watches

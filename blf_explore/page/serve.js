@@ -20,7 +20,7 @@ async function unpack(data) {  // watchers get their charts packed
 
 export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebSocket, here = location} = {}) {
   const kept = memory('blf-' + info.role + here.pathname), listeners = new Set(), waiting = []
-  let ws = null, hello = null, greeted = false, lost = null, tries = 0, heard = 0, timer = null, order = Promise.resolve(), run = kept.get(), ended = false
+  let ws = null, hello = null, greeted = false, lost = null, tries = 0, heard = 0, timer = null, order = Promise.resolve(), run = kept.get(), ended = false, seen = false
   if (run.query !== here.search) run = {who: run.who, query: here.search}  // another address in the same tab: another run
   if (!run.who) run.who = Math.random().toString(36).slice(2)
   kept.set(run)
@@ -42,20 +42,23 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
     const now = performance.now()
     for (const [t, msg] of waiting.splice(0)) if (now - t < YOUNG) put(msg)
   }
+  const over = say => { for (const f of [...listeners]) f({type: 'lost', say}, []) }
   const own = {
     run(m) { remember({run: m.run}); onOwn(m) },
     lost(m) {
       const why = {...m, trained: !!run.trained}
       if (info.role !== 'watch') { greeted = false; lost = why }  // who watches stays in the class, and answers what comes next
+      over(m.say)
       onOwn(why)
     },
+    patience(m) { if (seen) over(m.say); onOwn(m) },  // what is still to be seen is of a run that is gone
   }
   const take = msg => {
     if (own[msg.type]) return own[msg.type](msg)
-    if (['full', 'refused', 'patience', 'room', 'taken'].includes(msg.type)) return onOwn(msg)
+    if (['full', 'refused', 'room', 'taken'].includes(msg.type)) return onOwn(msg)
     if (msg.type === 'update' && msg.parts.state) {
       const s = JSON.parse(msg.parts.state)
-      if (s) { remember({trained: s.n_batch > 0, settings: s.settings}); onOwn({type: 'state'}) }
+      if (s) { seen = true; remember({trained: s.n_batch > 0, settings: s.settings}); onOwn({type: 'state'}) }
     }
     if (lost && msg.type === 'beat') return  // the server is alive, but nothing of this page's run
     for (const f of [...listeners]) f(msg, [])
@@ -144,15 +147,15 @@ async function main() {
   }
   window.blfPlotly ??= script(info.files['plotly.js']).then(() => window.Plotly)
   const notice = notices(document.getElementById('notice')), low = notices(document.getElementById('low'))
-  let room = null, cut = null
+  let room = null, cut = null, shown = false
   const onOwn = m => ({
     run() { for (const k of ['lost', 'full', 'patience']) notice.hide(k) },
-    state() { for (const k of ['lost', 'patience']) notice.hide(k) },
+    state() { shown = true; for (const k of ['lost', 'patience']) notice.hide(k) },
     lost() {
       if (m.final) return notice.show('lost', m.say)
       if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
       const anew = () => { notice.hide('lost'); model.renew() }
-      if (!m.trained) return anew()
+      if (!m.trained || !shown) return anew()  // nothing that one would miss
       notice.show('lost', m.say, ['Open the same set-up', anew])
     },
     full() {
