@@ -370,11 +370,12 @@ def test_what_was_measured_before_is_the_shipped_records():
              (dict(redundancy=.9), rows['redundancy']['above_plain']['90%']['SB'], 2)]
     for new,points,epochs in cases:
         said = evidence(s | new, results)
-        assert f'SB {number(points)} points of accuracy' in said and f'as long as {epochs} epochs' in said
+        assert f'SB {number(points)} points (' in said and f'in the time of {epochs} plain epochs (5 seeds, default sliders, batches of ' in said
+        assert 'batches' not in evidence(s | new | dict(bs=results[0]['settings']['bs']), results)
         assert (' in every seed' in said)==(min(points)>0 or max(points)<0)
     race = evidence(s | dict(other='HNM'), results)
     assert f"SB {number(rows['no-train']['whole']['SB'])}" in race and f"HNM {number(rows['no-train']['whole']['HNM'])}" in race
     big = evidence(s | dict(name='fashion_mnist', method='BLF'), results)
-    assert f"BLF {number(results[1]['rows'][0]['figures']['points']['100%']['BLF'])}" in big and 'as long as 8 epochs' in big
+    assert f"BLF {number(results[1]['rows'][0]['figures']['points']['100%']['BLF'])}" in big and 'in the time of 8 plain epochs' in big
     for new in (dict(network='mlp'), dict(name='cifar10'), dict(label_noise=.104), dict(label_noise=.2, redundancy=.5), dict(method='plain')):
         assert evidence(s | new, results)=='The package has no evidence on this set-up: it was not measured.'

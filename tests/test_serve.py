@@ -380,7 +380,13 @@ def test_a_question_goes_round():
     s.wait(.5)
     room = [o for o in b.heard if o['type']=='room'][-1]
     assert (room['here'], room['poll']['n'])==(2, 1) and 'guesses' not in room['poll']
+    b2 = s.page('watch', 'wd', who='ann')
+    assert [o['value'] for o in b2.heard if o['type']=='taken']==[30], 'who loads the page anew sees what was answered'
+    s.hub.leave(b2)
     s.say(t, 'shut')
+    s.say(t, 'decide')
+    assert t.heard[-1]==dict(type='refused', say='nothing was dragged or trained since the question was closed') and s.hub.poll.phase=='closed'
+    s.say(t, 'set', settings=dict(loss_perc=.2))
     s.update(state=json.dumps(dict(values=dict(samples=[['32 of 128', 'a']]))))
     s.say(t, 'decide')
     s.wait(.5)
@@ -751,7 +757,7 @@ way = dict(what='accuracy', words='accuracy', how='direction', phase='decided', 
 SAID = [ # what room.js says of a question
     ('question', number, 'Time beside the other run: how many percent will it be?'), ('question', way, 'Accuracy: will it rise, stay or fall?'), ('question', {}, ''),
     ('summary', number, '3 answers: 2 × -20 to -10%, 1 × -10 to 0%; half of the class said −12% or less.'), ('summary', way, '5 answers: 3 × rises, 2 × falls.'),
-    ('summary', dict(phase='open', n=3), ''), ('outcome', number, 'It came to −15%, from −3%.'), ('outcome', way, 'It fell (it was 88%): 2 of 5 said so.'),
+    ('outcome', number | dict(came=15, before=10), 'It came to +15%, from +10%.'), ('summary', dict(phase='open', n=3), ''), ('outcome', number, 'It came to −15%, from −3%.'), ('outcome', way, 'It fell (it was 88%): 2 of 5 said so.'),
     ('outcome', number | dict(phase='closed', came=None), 'Before the drag: −3%.'), ('outcome', number | dict(phase='closed', before=None), '')]
 
 @pytest.mark.browser

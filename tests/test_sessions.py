@@ -189,7 +189,7 @@ def test_a_run_that_diverges_says_so():
 
 @pytest.mark.parametrize('name, text, value', [
     ('label_noise', '10%', .1), ('label_noise', '10', .1), ('label_noise', '0,1', .1), ('label_noise', '0.1', .1), ('label_noise', ' 12,5 % ', .125),
-    ('label_noise', '0', 0.), ('label_noise', '100%', 1.), ('label_noise', '0,5%', .005), ('redundancy', '90', .9), ('lr', '0,01', .01), ('lr', '1e-3', .001),
+    ('label_noise', '0', 0.), ('label_noise', '100%', 1.), ('label_noise', '0,5%', .005), ('redundancy', '90', .9), ('redundancy', '1', .01), ('lr', '0,01', .01), ('lr', '1e-3', .001),
     ('lr', '0,001', .001), ('bs', '64', 64), ('bs', '64,0', 64), ('epochs', '1e2', 100), ('pace', '2,5', 2.5), ('seed', '0', 0), ('epochs', '1.5e1', 15), ('lr', '1.000', 1.), ('path', '', None), ('path', ' /a b ', '/a b'),
     ('name', 'digits', 'digits'), ('loss_perc', '0,9', .9)])
 def test_fields_take_what_people_type(name, text, value):
@@ -256,7 +256,7 @@ def test_only_what_the_command_line_named(tmp_path):
         said[path] = str(e.value).replace(str(path), '')
         assert str(e.value).startswith(f"path={str(path)!r} is not allowed here: give {str(mine)!r}")
     assert len(set(said.values()))==1 # what is there and what is not cannot be told apart
-    with pytest.raises(ValueError, match="^path='/etc' is not allowed here: give none$"): check_settings(Allow(()), path='/etc')
+    with pytest.raises(ValueError, match="^path='/etc' is not allowed here: a folder has to be named on the command line, by blf-dashboard's --path$"): check_settings(Allow(()), path='/etc')
     for folders in ((), (str(mine),str(other)), None):
         with pytest.raises(ValueError, match="^name='cifar10' would have to be fetched, which is not allowed here: choose one of 'digits', 'fashion_small'"):
             check_settings(Allow(folders, download=False), name='cifar10')

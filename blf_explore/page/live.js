@@ -109,6 +109,7 @@ export function lookFor(chart, s, by = 'epoch', methods = {}) {
 
 // What a legend shows of a Plotly trace
 export function legendItem(trace) {
+  if (trace.fill) return {kind: 'box', color: trace.fillcolor, opacity: trace.opacity || 1}
   if (trace.type === 'bar') return {kind: trace.marker.pattern ? 'hatch' : 'box', color: trace.marker.color, opacity: trace.marker.pattern ? 1 : trace.marker.opacity || 1}
   const dash = trace.line?.dash
   return {kind: dash === 'dot' ? 'dot' : dash ? 'dash' : 'line', color: trace.line.color, opacity: trace.opacity || 1}
@@ -276,6 +277,7 @@ function news(page) {
     act.more.hidden = page.lost || s.status !== 'done'
     act.go_on.hidden = page.lost || !away
     act.anew.hidden = !page.lost || !page.model.get('fill') || page.told  // where the server said why, it offers that, too
+    line.title = line.innerText  // whole, where there is no room for it
     table(s.so_far)
   }
   return {node, show, again() { show(last || {status: 'loading'}) }}
@@ -586,7 +588,7 @@ function errors(page) {
   return {node, say, news(s) {  // each error speaks once, and takes wrong fields back
     const now = [s.error_id ?? 0, s.error], news = now.some((o, i) => o !== last[i])
     last = now
-    if (news) say(s.error)
+    if (news) say(s.error.replace(/^(\w+)=/, (arg, k) => (o => o && o[1] !== k ? `${o[1]}: ${arg}` : arg)(SETUP.find(o => o[0] === k))))  // as the field is called
     return news && !!s.error
   }}
 }

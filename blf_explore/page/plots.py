@@ -680,8 +680,9 @@ def evidence(
     if not found: return 'The package has no evidence on this set-up: it was not measured.'
     def said(m, xs):
         words = 'too close to call' if len(xs)<5 or min(xs)<=0<=max(xs) else f"{'more' if min(xs)>0 else 'less'} accurate in every seed"
-        return f'{m} {_points_of(np.median(xs))} points of accuracy{_range(xs, _points_of)}: {words}'
+        return f'{m} {_points_of(np.median(xs))} points{_range(xs, _points_of)}, {words}'
     m,xs,epochs,r = found[0]
-    s = r['settings']
-    how = f"{len(xs)} seeds, {s['model']}, batches of {s['bs']}, default sliders, each as long as {epochs:g} epochs of plain training take"
-    return f"Measured before, beside plain in equal time ({how}): {'; '.join(said(*o[:2]) for o in dict((o[0], o) for o in reversed(found)).values())}."
+    bs = r['settings']['bs']
+    how = f"{len(xs)} seeds, default sliders"+('' if settings.get('bs')==bs else f', batches of {bs}')
+    each = '; '.join(said(*o[:2]) for o in dict((o[0], o) for o in reversed(found)).values())
+    return f"Measured before, in the time of {epochs:g} plain epochs ({how}), accuracy beside plain: {each}."

@@ -1,9 +1,11 @@
 // A class: the teacher asks before a drag, students answer, all see how the class guessed and what came of it.
-const WHAT = {samples: 'samples kept of a batch', time: 'time beside the other run', agreement: 'gradient signs that agree', accuracy: 'accuracy'}
+const WHAT = {samples: 'samples kept of a batch', time: 'time of the whole run so far', agreement: 'gradient signs that agree', accuracy: 'accuracy'}
 const CAME = {rises: 'rose', stays: 'stayed', falls: 'fell'}
 const DIRECTIONS = {rises: 'rises', stays: 'stays', falls: 'falls'}
 
 export const percent = v => `${(+v.toFixed(1)).toString().replace('-', '−')}%`
+
+const figure = (poll, v) => (poll.what === 'time' && v > 0 ? '+' : '') + percent(v)  // more time, or less
 
 export function question(poll) {  // in words
   if (!poll.phase) return ''
@@ -27,11 +29,11 @@ export function summary(poll) {  // the histogram as a sentence, for those who d
 }
 
 export function outcome(poll) {
-  if (poll.phase !== 'decided') return poll.before === null || poll.before === undefined || poll.phase !== 'closed' ? '' : `Before the drag: ${percent(poll.before)}.`
-  const was = poll.before === null || poll.before === undefined ? '' : `, from ${percent(poll.before)}`
-  if (poll.how === 'number') return `It came to ${percent(poll.came)}${was}.`
+  if (poll.phase !== 'decided') return poll.before === null || poll.before === undefined || poll.phase !== 'closed' ? '' : `Before the drag: ${figure(poll, poll.before)}.`
+  const was = poll.before === null || poll.before === undefined ? '' : `, from ${figure(poll, poll.before)}`
+  if (poll.how === 'number') return `It came to ${figure(poll, poll.came)}${was}.`
   const right = poll.guesses.find(([label]) => label === poll.came)[1]
-  return `It ${CAME[poll.came]}${was ? ` (it was ${percent(poll.before)})` : ''}: ${right} of ${poll.n} said so.`
+  return `It ${CAME[poll.came]}${was ? ` (it was ${figure(poll, poll.before)})` : ''}: ${right} of ${poll.n} said so.`
 }
 
 const el = (tag, attrs = {}, ...kids) => {

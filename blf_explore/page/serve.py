@@ -34,7 +34,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from .sessions import Allow, changed_settings, from_query, knobs, page_choices, page_state, shipped, sides
 
 # %% ../../nbs/page/04_serve.ipynb #5e77a011
-asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time beside the other run', -100, 100, 1.),
+asked_of = dict(samples=('samples kept of a batch', 0, 100, 1.), time=('time of the whole run so far, beside the other', -100, 100, 1.),
                 agreement=('gradient signs that agree', 0, 100, 1.), accuracy=('accuracy', 0, 100, .5)) # words, range in %, what still counts as "stays"
 directions = 'rises','stays','falls'
 
@@ -282,7 +282,7 @@ class Hub:
         self.trainer,self.settings,self.limit,self.is_class,self.watch,self.clock = trainer,settings,limit,is_class,watch,clock
         self.allow = allow or dict(folders=[], download=False)
         self.pages,self.runs,self.ended,self.board,self.poll = set(),{},{},Board(),Poll()
-        self._room_changed,self._t_beat,self._t_told,self._values = False,-math.inf,-math.inf,{}
+        self._room_changed,self._t_beat,self._t_told,self._values,self._done,self._closed_at = False,-math.inf,-math.inf,{},[0, 0],None # [settings changed, batches done]
 
     @property
     def watchers(self): return [o for o in self.pages if o.role=='watch' and o.views]
@@ -297,7 +297,9 @@ class Hub:
             elif page.role=='watch': self._watched(page, kind)
             elif page.run is None: self._without(page, kind)
             elif kind=='bye': self._went(page.run, page.views & {msg['view']}) or page.views.discard(msg['view'])
-            else: self.trainer.tell('take', page.run.id, msg=msg)
+            else:
+                if kind in ('set','preset'): self._done[0] += page.run.id=='class'
+                self.trainer.tell('take', page.run.id, msg=msg)
         except ValueError as e: page.send(_text(type='refused', say=str(e)))
 
     def leave(self, page):
@@ -384,7 +386,9 @@ class Hub:
             if parts:
                 self.board.put(parts)
                 self._tell_watchers()
-            if 'state' in parts: self._values = (json.loads(parts['state']) or {}).get('values') or {}
+            if 'state' in parts:
+                s = json.loads(parts['state']) or {}
+                self._values,self._done[1] = s.get('values') or {},s.get('n_batch', 0)
 
     def lost(self, say):
         "The trainer has ended, and all runs with it."
@@ -407,6 +411,7 @@ class Hub:
         elif not self.board.version: page.send(_text(type='patience', say='The class has not begun: the charts come as soon as the teacher\'s page is open.'))
         self._tell_watcher(page)
         page.send(self._room())
+        if page.who in self.poll.answers and self.poll.phase=='open': page.send(_text(type='taken', value=self.poll.answers[page.who])) # a reload
 
     def _watched(self, page, kind):
         if kind=='ack': page.waiting = False
@@ -430,9 +435,12 @@ class Hub:
             poll.answer(page.who, msg.get('value'))
             page.send(_text(type='taken', value=msg['value']))
         elif kind=='ask': poll.ask(msg.get('what'), msg.get('how'), reading(self._values, msg.get('what')))
-        elif kind=='shut': poll.close(reading(self._values, poll.what))
+        elif kind=='shut':
+            poll.close(reading(self._values, poll.what))
+            self._closed_at = list(self._done)
         elif kind=='clear': poll.clear()
         else:
+            if poll.phase=='closed' and 'value' not in msg and self._done==self._closed_at: raise ValueError('nothing was dragged or trained since the question was closed')
             came = msg.get('value', reading(self._values, poll.what))
             if came is None: raise ValueError('what came of it cannot be read off the page: say it')
             poll.decide(came)

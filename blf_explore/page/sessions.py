@@ -93,7 +93,8 @@ class Allow:
                 raise ValueError(f"name={name!r} would have to be fetched, which is not allowed here: choose one of {', '.join(map(repr, shipped))}")
             path = own[0]
         if path is None or own is None or Path(path).absolute() in [Path(o).absolute() for o in own]: return path
-        raise ValueError(f"path={path!r} is not allowed here: give {' or '.join(map(repr, own)) if own else 'none'}")
+        if not own: raise ValueError(f"path={path!r} is not allowed here: a folder has to be named on the command line, by blf-dashboard's --path")
+        raise ValueError(f"path={path!r} is not allowed here: give {' or '.join(map(repr, own))}")
 
 def check_settings(
     allow:Allow=None, # What may be reached; None: everything
@@ -166,6 +167,7 @@ def _share(name, text):
     "A share of 1 out of a field that is in percent: 10% and 10 are .1, and so is what is below 1, such as 0,1."
     if text.endswith('%'): return _plain_number(name, text[:-1].strip())/100
     v = _plain_number(name, text)
+    if v==1 and name=='redundancy': return .01 # all of it cannot be repeats
     if v==1: raise ValueError(f"{name}={text!r} can be read in two ways: give '1%' or '100%'")
     return v if 0<=v<1 else v/100
 

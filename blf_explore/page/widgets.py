@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 import anywidget, numpy as np, traitlets
 from fastcore.meta import use_kwargs_dict
-from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, times_beside, verdict
+from .plots import samples_spec, time_spec, agreement_spec, accuracy_spec, band, behind, evidence, headlines, run_names, epoch_sums, epoch_times, plain_step, times_beside, verdict
 from .sessions import (Allow, Session, changed_settings, check_settings, dashboard_defaults, dashboard_methods, dashboard_presets, from_query,
                        knob_names, knobs, page_choices, page_state, read_field, sides, to_query)
 
@@ -458,7 +458,7 @@ class Dashboard:
                 traces.insert(0, t | dict(opacity=.3, showlegend=False, mode='lines', hoverinfo='skip', line=t['line'] | dict(width=1.5)))
         for nm,rec in self.records.items() if banded else ():
             b = band([*(o['records'][nm] for o in banded), rec])
-            traces.insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself', showlegend=False,
+            traces.insert(0, dict(type='scatter', mode='lines', x=b['x']+b['x'][::-1], y=[100*v for v in b['high']+b['low'][::-1]], fill='toself',
                                         line=dict(width=0), fillcolor=dashboard_methods[rec.method].color, opacity=.18, hoverinfo='skip', name=f'{nm}, {len(banded)+1} seeds'))
         return behind(accuracy_spec(self.records, by=by), traces) if traces else accuracy_spec(self.records, by=by)
 
@@ -524,7 +524,7 @@ class Dashboard:
         res = [['', *'AB'[:len(recs)]], row('samples used', lambda r: f"{100*sum((s := epoch_sums(r))['n_kept'])/sum(s['n_seen']):.0f}%"),
                row('time', lambda r: f'{sum(epoch_times(r)):.1f} s')]
         if any(r is None or r.method=='plain' for r in recs): return res
-        t = sum(times_beside(recs[0]))
+        t = sum(times_beside(recs[0], step=plain_step(*recs)))
         return res+[['plain, sampled', f'{t:.1f} s' if math.isfinite(t) else '–']]
 
 
