@@ -1,4 +1,4 @@
-"Take the dashboard's pictures in nbs/images anew: `python benchmarks/pictures.py`. Needs the `dev` extra and Chromium."
+"Take the dashboard's pictures in nbs/images and the example in the package anew: `python benchmarks/pictures.py`. Needs the `dev` extra and Chromium."
 import sys
 from pathlib import Path
 root = Path(__file__).parent.parent
@@ -35,3 +35,11 @@ with serve() as url, chromium() as page:
     begin(page, url, 'name=digits&bs=64&epochs=16&method=SB&beta=1&other=BLF')
     page.get_by_role('button', name='by samples').click()
     end(page, 300, 'race.png')
+
+# what a notebook shows where there is no kernel and nothing was trained
+from PIL import Image, ImageDraw, ImageFont
+shot = Image.open(root/'nbs'/'images'/'dashboard.png').convert('RGB')
+im = Image.new('RGB', (shot.width, shot.height+44), '#fff8e0')
+ImageDraw.Draw(im).text((12, 11), 'An example, not a run of this notebook: run the cell, and the dashboard stands here.', fill='#1c1c1c', font=ImageFont.load_default(19))
+im.paste(shot, (0, 44))
+im.quantize(96).save(root/'blf_explore'/'page'/'dashboard.png', optimize=True)

@@ -85,6 +85,22 @@ def test_every_status_and_chart_has_something_to_say(js):
     for o in js([['newsOf', [s, w]] for s in states for w in (False,True)] + [['lookFor', [c, s, 'epoch']] for c in ('samples','time','agreement','accuracy') for s in states]): assert 8<len(o)<75
     assert js([['newsOf', [states[4] | dict(answer='It paid.')]]])==['It paid.']
 
+def test_a_slider_of_a_method_that_chooses_before_an_epoch_says_when_it_holds(js):
+    known = {k: dict(each=m.each) for k,m in methods.items()}
+    def waits(*now): return js([['waits', [dict(now=dict(zip(('method','other'), now))), known]]])[0]
+    whole = {k for k in known if waits(k, 'plain')}
+    assert whole=={'InfoBatch','SeTa','BLS'} and not waits('InfoBatch', 'BLF') and not waits('plain', 'none') and waits('SeTa', 'InfoBatch')
+    said = js([['newsOf', [dict(status='running', settings={}, now=dict(method=m, other='plain')), False, known]] for m in ('SeTa','BLF')])
+    assert said==['Drag a slider: it holds from the next epoch on.', 'Drag a slider: it holds from the very next batch.']
+
+def test_a_picture_says_what_was_trained(js):
+    from blf_explore.page.sessions import check_settings, live_settings, page_choices, show_field
+    s = check_settings(name='digits', method='BLF', other='plain', loss_perc=.35, label_noise=.2, network='mlp')
+    fields = {k: show_field(k, v) for k,v in s.items() if k not in live_settings}
+    said = js([['setupOf', [dict(now=s, fields=fields), page_choices()]]])[0]
+    assert said.startswith('BatchLossFilter loss_perc 0.35 sample_perc 0 beside plain training, ') and said.endswith(', wrong labels 20%') and 'repeats' not in said
+    assert f"MLP, epochs {s['epochs']}, learning rate" in said and f"seed {s['seed']}" in said
+
 # ---- colours
 
 def rgb(c): return np.array([int(c[i:i+2], 16)/255 for i in (1,3,5)])
@@ -461,7 +477,7 @@ def test_files(page):
     with page.expect_download() as got: choose('Charts as a picture (PNG)')
     from PIL import Image
     im = Image.open(got.value.path())
-    assert got.value.suggested_filename=='blf-explore.png' and im.size==(1760,1008)
+    assert got.value.suggested_filename=='blf-explore.png' and im.size==(1760,1048)
     assert all(len(im.convert('RGB').crop((x, y, x+880, y+504)).getcolors(1<<20))>20 for x in (0,880) for y in (0,504)) # a chart in each quarter
 
 @pytest.mark.browser

@@ -419,7 +419,7 @@ function chart(page, k) {
     legend.replaceChildren(...items.map(([name, {kind, color, opacity}]) => el('span', {}, el('i', {class: kind, style: `--k:${color};opacity:${opacity}`}), name)))
   }
   let said = ''
-  return {node, plot, take(o) { spec = o }, spec: () => chosen(spec), flash() {  // look here
+  return {node, plot, take(o) { spec = o }, spec: () => chosen(spec), says: () => [value.textContent, more.textContent], flash() {  // look here
     if (calm()) return
     value.getAnimations().forEach(o => o.cancel())
     value.animate([{background: '#F0E442'}, {background: 'transparent'}], 1500)
@@ -479,7 +479,7 @@ function charts(page) {
     const [i, n] = s.progress || []
     if (n) { bar.max = n; bar.value = i } else bar.removeAttribute('value')
     for (const o of Object.values(all)) o.show(s)
-  }, titled: () => Object.entries(all).filter(([, o]) => o.spec()).map(([k, o]) => [CHARTS[k], o.spec(), k]),
+  }, titled: () => Object.entries(all).filter(([, o]) => o.spec()).map(([k, o]) => [CHARTS[k], o.spec(), k, ...o.says()]),
   end() { sized.disconnect(); if (window.Plotly) for (const o of Object.values(all)) o.clear(window.Plotly) }}
 }
 
@@ -652,21 +652,36 @@ function protocol(page, take, lost) {
 }
 
 // All charts in one PNG
+// What was trained, for who sees the picture alone
+export function setupOf(s, choices) {
+  const o = s.now, sides = Object.entries(SIDES).filter(([k]) => o[k] !== 'none').map(([k, [, pre]]) => [choices.methods[o[k]].label,
+    ...choices.methods[o[k]].knobs.map(({name}) => `${name} ${o[pre + name] ?? 'published'}`)].join(' '))
+  const {name, path, ...fields} = s.fields
+  return [sides.join(' beside '), choices.name[name] || name, ...SETUP.filter(([k]) => k in fields && !['redundancy', 'label_noise'].includes(k)).map(([k, label, kind]) => kind === 'select' ? choices[k][fields[k]] || fields[k] : `${label} ${fields[k]}`),
+    ...SETUP.filter(([k]) => ['redundancy', 'label_noise'].includes(k) && o[k]).map(([k, label]) => `${label} ${fields[k]}`)].join(', ')
+}
+
 async function asPicture(page, titled) {
   const Plotly = await loadPlotly(page), [w, h, top] = [880, 460, 44], n = titled.length, cols = n > 1 ? 2 : 1
-  const canvas = el('canvas', {width: cols * w, height: Math.ceil(n / cols) * (h + top)}), g = canvas.getContext('2d')
+  const canvas = el('canvas', {width: cols * w, height: Math.ceil(n / cols) * (h + top) + 40}), g = canvas.getContext('2d')
+  const write = (s, x, y, font, color = '#1c1c1c') => {
+    g.fillStyle = color
+    g.font = `${font} system-ui, sans-serif`
+    g.fillText(s, x, y)
+    return x + g.measureText(s).width + 14
+  }
   g.fillStyle = '#fff'
   g.fillRect(0, 0, canvas.width, canvas.height)
-  for (const [i, [title, spec, k]] of titled.entries()) {
+  for (const [i, [title, spec, k, value, more]] of titled.entries()) {
     const layout = {...fitted(spec.layout, k, 17), showlegend: true}, [x, y] = [i % cols * w, Math.floor(i / cols) * (h + top)]
     layout.margin.t = 40
     const img = el('img', {src: await Plotly.toImage({data: spec.data, layout}, {format: 'png', width: w, height: h})})
     await img.decode()
     g.drawImage(img, x, y + top, w, h)
-    g.fillStyle = '#1c1c1c'
-    g.font = '600 24px system-ui, sans-serif'
-    g.fillText(title, x + 16, y + 32)
+    const said = write(value, write(title, x + 16, y + 32, '600 24px'), y + 32, '600 24px', '#00558a')
+    write(more, said, y + 32, '18px', '#555')
   }
+  write(setupOf(page.state, page.choices), 16, canvas.height - 14, '18px', '#555')
   return canvas.toDataURL('image/png')
 }
 
