@@ -263,7 +263,14 @@ function news(page) {
   }
   const line = el('p', {role: 'status'}, state, ' ', says, ' ', more), far = el('table', {class: 'so-far', 'aria-label': 'so far'})
   const node = el('div', {class: 'news'}, el('div', {class: 'line'}, line, ...(page.watches ? [act.anew] : Object.values(act))), far)
-  let last = null
+  let last = null, whole = ''
+  const fit = () => {  // the answer of many seeds and what was measured before are long
+    const now = `${line.innerText} ${line.clientWidth}`
+    if (now === whole) return
+    whole = now
+    for (const size of ['', 'small', 'smaller']) { line.dataset.fit = size; if (line.scrollHeight <= line.clientHeight + 2) break }
+    line.title = line.innerText
+  }
   const table = rows => far.replaceChildren(...(rows || []).slice(1).map(row => el('tr', {}, el('th', {scope: 'row'}, row[0]),
     ...row.slice(1).map((v, j) => el('td', row.length < rows[0].length ? {colspan: 2} : {class: 'ab'[j]},
       row.length < rows[0].length ? v : el('span', {}, el('i', {}, rows[0][j + 1]), v))))))
@@ -277,8 +284,8 @@ function news(page) {
     act.more.hidden = page.lost || s.status !== 'done'
     act.go_on.hidden = page.lost || !away
     act.anew.hidden = !page.lost || !page.model.get('fill') || page.told  // where the server said why, it offers that, too
-    line.title = line.innerText  // whole, where there is no room for it
     table(s.so_far)
+    fit()
   }
   return {node, show, again() { show(last || {status: 'loading'}) }}
 }

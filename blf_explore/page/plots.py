@@ -631,13 +631,13 @@ def _many_seeds(names, pairs):
     less = [d.pct for rec,other in pairs if (d := saved(rec, other)) is not None]
     used = [_share_used(rec) for rec,_ in pairs]
     gains = [a-b for rec,other in pairs if other is not None and None not in (a := _final(rec), b := _final(other))]
-    def sure(xs, more, fewer): # five that agree are one in 16 by chance
-        if len(xs)<5 or min(xs)<=0<=max(xs): return 'too close to call'
-        return more if min(xs)>0 else fewer
+    def sure(xs, more, fewer): # five that agree are one in 16 by chance; of fewer the end of the sentence speaks
+        if len(pairs)<5: return ''
+        return ': '+('too close to call' if len(xs)<5 or min(xs)<=0<=max(xs) else more if min(xs)>0 else fewer)
     res,mid = [f'In the median of {len(pairs)} seeds {nm}'],float(np.median(less)) if less else None
-    if less: res.append(f" took {abs(mid):.0f}% {'less' if mid>=0 else 'more'} time than {beside}{_range([-o for o in less], _signed)}: {sure(less, 'it paid', 'it did not pay')};")
-    res.append(f" it trained on {np.median(used):.0f}% of the samples{_range(used, _percent)}")
-    if gains: res.append(f" and ended {_points_of(np.median(gains))} points of accuracy beside {beside}{_range(gains, _points_of)}: {sure(gains, 'more accurate', 'less accurate')}")
+    if less: res.append(f" took {abs(mid):.0f}% {'less' if mid>=0 else 'more'} time than {beside}{_range([-o for o in less], _signed)}{sure(less, 'it paid', 'it did not pay')};")
+    res.append(f" it trained on {np.median(used):.0f}% of the samples{'' if _percent(min(used))==_percent(max(used)) else _range(used, _percent)}")
+    if gains: res.append(f" and ended {_points_of(np.median(gains))} points of accuracy beside {beside}{_range(gains, _points_of)}{sure(gains, 'more accurate', 'less accurate')}")
     return ''.join(res)+('; fewer than five seeds decide nothing.' if len(pairs)<5 else '.')
 
 def verdict(
