@@ -265,6 +265,23 @@ def test_idle_running_done_at_every_size(blank, size):
     assert len(heads)==1 and len(charts)<=(1 if size[0]>700 else 2), 'charts do not jump' # on a phone a race has a line more above them
 
 @pytest.mark.browser
+@pytest.mark.parametrize('size', [(1280,720),(1920,1080),(1024,768)], ids=lambda o: 'x'.join(map(str, o)))
+def test_no_slider_is_hidden_in_a_race(blank, size):
+    "Up to eight sliders, each with what it means, and nothing to scroll."
+    from blf_explore.page.sessions import check_settings
+    blank.set_viewport_size(dict(width=size[0], height=size[1]))
+    for query in ('','?size=projector')[:1+(size[0]>1100)]:
+        start(blank, query)
+        for a,b in (('SeTa','SeTa'),('BLS','InfoBatch'),('SB','importance'),('BLF','plain')):
+            s = check_settings(name='digits', method=a, other=b)
+            show(blank, parts('race', now=s, settings=s))
+            assert blank.evaluate("(o => o.scrollHeight<=o.clientHeight+1)(document.querySelector('.knobs'))"), (a, b, query)
+            helps = blank.evaluate("[...document.querySelectorAll('.knob p')].map(o => o.getClientRects().length > 0)")
+            assert helps==[True]*(len(methods[a].knobs)+len(methods[b].knobs))
+            assert blank.locator('.does').first.is_visible()==(blank.locator('.knobs').get_attribute('data-fit')!='sliders')
+    assert blank.locator('.knobs').get_attribute('data-fit')=='', 'two sliders have room, and what the method does'
+
+@pytest.mark.browser
 @pytest.mark.parametrize('hide', ['setup','images','batch','images,batch','time','time,accuracy','samples,time,agreement','samples,time,agreement,accuracy','sliders','title,news'])
 def test_what_is_hidden_leaves_no_hole(blank, hide):
     page = blank

@@ -387,7 +387,13 @@ function lanes(page) {
     o.own.replaceChildren(...Object.values(o.sliders).map(x => x.node))
     node.dataset.sliders = Object.values(lane).reduce((n, x) => n + Object.keys(x.sliders).length, 0)
   }
-  return {node, show(s, news) {
+  const fit = () => {  // many sliders: first in a row each, then without what the methods do
+    for (const how of ['', 'rows', 'sliders']) { node.dataset.fit = how; if (node.scrollHeight <= node.clientHeight + 1) break }
+  }
+  const sized = new ResizeObserver(fit)
+  sized.observe(node)
+  return {node, end: () => sized.disconnect(), show(s, news) {
+    const before = node.innerText
     for (const [k, o] of Object.entries(lane)) {
       showMethod(k, s.now)
       for (const [name, x] of Object.entries(o.sliders)) if (!x.busy() || news) x.show(s.now[name], s.auto[name])
@@ -398,6 +404,7 @@ function lanes(page) {
       o.block.classList.toggle('pending', s.pending.includes(k))
     }
     text(device, s.device ? `Measured here: ${s.device}` : '')
+    if (node.innerText !== before) fit()
   }, runs(list) {
     past.replaceChildren(...(list || []).map(o => {
       const name = /(^|, )seed /.test(o.differs) ? o.differs : [`seed ${o.seed}`, o.differs].filter(Boolean).join(', '), what = `${(o.names || []).join(' and ')}, ${name}`
@@ -780,7 +787,7 @@ function render({model, el: host}) {
   }
   const still = stillPicture(page, host, parts.charts), talk = protocol(page, take, lost)
   loadPlotly(page).catch(e => parts.errors.say(`The charts cannot be drawn: ${e}`))
-  return () => { talk.end(); parts.charts.end(); still.end(); high.disconnect() }
+  return () => { talk.end(); parts.charts.end(); parts.lanes.end(); still.end(); high.disconnect() }
 }
 
 export {render}
