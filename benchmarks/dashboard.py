@@ -33,7 +33,7 @@ def latency(n, other, folder=here):
         page.get_by_role('button', name='Run', exact=True).click()
         until(page, "document.querySelector('.blf').dataset.batches > 60")
         page.evaluate(_watch)
-        slider = page.get_by_role('slider', name='loss_perc of A', exact=True)
+        slider = page.locator('input[name=loss_perc]')
         slider.focus()
         for i in range(n):
             slider.press('ArrowLeft' if i//20%2==0 else 'ArrowRight')
