@@ -23,7 +23,7 @@ _watch = """() => {
 
 here = Path(__file__).resolve().parent.parent
 
-def of(folder): return dict(PYTHONPATH=str(folder)) # the environment in which a checkout is the one that is imported
+def of(folder): return dict(PYTHONPATH=str(folder), PYTHONSAFEPATH='1') # a checkout is the one that is imported, wherever this runs
 
 def latency(n, other, folder=here):
     "Milliseconds from each of `n` moves of `loss_perc` to the chart that shows it."

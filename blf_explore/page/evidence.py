@@ -105,7 +105,8 @@ def where(
     "What a result was measured on, in words."
     s,i = result['settings'],result['info']
     varied = f"; the price of the same scoring varied by a factor of {i['price_spread']:.1f} between measurements" if i.get('price_spread') else ''
-    return f"{s['data']}, {s['model']}, batch {s['bs']}, {s['seeds']} seeds; {i['device']}; {i['date']}{varied}"
+    short = '' if s.get('budget', 1.)==1 else f", budgets times {s['budget']:g}"
+    return f"{s['data']}, {s['model']}, batch {s['bs']}, {s['seeds']} seeds{short}; {i['device']}; {i['date']}{varied}"
 
 def claims_page(
     result:dict # Of `run_claims` or `load_claims`
@@ -132,12 +133,16 @@ def readme_table(
     results # Of `run_claims`, one a scale or data set, as a list
 )->str: # Markdown
     "A row a claim, a column a result."
+    from blf_explore.claims import scales
     by_key = [{r['key']: r for r in o['rows']} for o in results]
     def cell(r): return '' if r is None else f"**{r['verdict']}**" + ('' if r['verdict']=='not run here' else f": {r['said']}")
     head = ['question', *(o['settings']['data'] for o in results)]
     rows = [[next(d[k]['question'] for d in by_key if k in d), *(cell(d.get(k)) for d in by_key)] for k in dict.fromkeys(k for d in by_key for k in d)]
     table = '\n'.join('| '+' | '.join(c.replace('|', '\\|') for c in o)+' |' for o in (head, ['---']*len(head), *rows))
-    return table + '\n\n' + '\n'.join(f"- {where(o)}: `blf-claims --{o['settings']['scale']}`" for o in results)
+    def command(s):
+        own = '' if s['data']==scales[s['scale']].data else f" --data {s['data']}"
+        return f"blf-claims --{s['scale']}{own}" + ('' if s.get('budget', 1.)==1 else f" --budget {s['budget']:g}")
+    return table + '\n\n' + '\n'.join(f"- {where(o)}: `{command(o['settings'])}`" for o in results)
 
 def with_table(
     text:str, # Of a README

@@ -426,7 +426,7 @@ def _lowest(accs):
 def _beyond(data, high):
     "Which runs leave the panel of losses at its top, in words."
     over = {o['name']: max(o['y']) for o in data if o['yaxis']=='y2' and max(o['y'], default=0)>high}
-    return ' · '.join(f'{k} up to {v:.3g}' for k,v in over.items())
+    return '' if not over else f"{next(iter(over))+' ' if len(over)==1 else ''}up to {max(over.values()):.3g}" # the panel has no room for two
 
 def _thin(run, recs):
     "The plain run's line lets the one that it meets be seen: dotted, with rings."
