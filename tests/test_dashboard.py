@@ -52,7 +52,7 @@ def test_an_outbox_never_sends_more_than_a_page_takes(events, running):
             if what in ('update','quick'):
                 if not click:
                     assert not unanswered, 'no second update before the first was drawn'
-                    assert now-last>=(.15 if now<o.lively_until else .4 if running else .05)-1e-9
+                    assert now-last>=(.15 if now<o.lively_until else .5 if running else .05)-1e-9
                 if o.news({'x': str(version)}, now):
                     sent.append((now, version))
                     unanswered = True

@@ -169,7 +169,7 @@ class Outbox:
         "When the next update may go."
         if self.urgent: return now
         if not self.changed or self.awaiting is not None: return math.inf
-        return self.t_sent+((.15 if now<self.lively_until else .4) if running else .05)
+        return self.t_sent+((.15 if now<self.lively_until else .5) if running else .05)
 
     def news(self, parts, now):
         "Of `parts`, {name: text}, those that the pages do not have yet; they count as sent now."
