@@ -687,7 +687,7 @@ def run_claims(
     check_claims(scale, only, data, seeds, workers, budget)
     s = scales[scale]
     p = plan(s, data, path, budget)
-    keys = list(only or (['imagewoof'] if data=='imagewoof' else claims))
+    keys = [k for k in claims if k in (only or (['imagewoof'] if data=='imagewoof' else claims))] # in their order, whatever the order they were asked in
     can = [k for k in keys if why_not(k, p) is None]
     if folder is not None: (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     todo = needed(can, p)

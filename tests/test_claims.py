@@ -80,6 +80,12 @@ def test_only_what_is_needed_is_run():
     assert set(C.needed(['share','signs'], p))=={'costs','looks'}
     assert C.cost_epochs(dict(methods={'a': 'BLF', 'b': 'SB'}, epochs=4, shares=(.5, 1.)), 5)==3*5*4*1.5
 
+def test_rows_come_in_their_own_order(monkeypatch):
+    "Whatever the order they were asked in: a record is read beside others."
+    monkeypatch.setattr(C, '_all_runs', lambda *args: ({}, None))
+    monkeypatch.setattr(C, 'judged', lambda key, runs: dict(key=key, figures={}, plot=None))
+    assert [r['key'] for r in C.run_claims('quick', only=['signs','bound','share'], progress=False)[0]['rows']]==['share','bound','signs']
+
 def made_up(acc, curves=(), seeds=5, **settings):
     "A comparison whose accuracy is `acc(method, seed, share)`."
     names = settings.pop('names')
