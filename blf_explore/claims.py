@@ -695,7 +695,7 @@ def run_claims(
     t0 = time.perf_counter()
     runs,spread = _all_runs(todo, setup, s, seeds, budget, folder, workers, progress) if todo else ({}, None)
     rows = [judged(k, runs) if k in can else dict(_words(claims[k]), verdict=NOT_RUN, said=why_not(k, p), figures={}, plot=None) for k in keys]
-    settings = dict(scale=scale, data=data or s.data, seeds=seeds, bs=s.bs, lr=1e-2, model='convnet', budget=budget, workers=workers, epochs=s.epochs, long=s.long)
+    settings = dict(scale=scale, data=data or s.data, seeds=seeds, bs=s.bs, lr=1e-2, model='convnet', budget=budget, workers=workers, epochs=budget*s.epochs, long=budget*s.long)
     info = dict(device=device_name(default_device()), versions=versions(), date=time.strftime('%Y-%m-%d'), took_s=round(time.perf_counter()-t0),
                 price_spread=spread)
     return _short(dict(format=_format, settings=settings, info=info, rows=rows)),runs

@@ -84,7 +84,9 @@ def test_rows_come_in_their_own_order(monkeypatch):
     "Whatever the order they were asked in: a record is read beside others."
     monkeypatch.setattr(C, '_all_runs', lambda *args: ({}, None))
     monkeypatch.setattr(C, 'judged', lambda key, runs: dict(key=key, figures={}, plot=None))
-    assert [r['key'] for r in C.run_claims('quick', only=['signs','bound','share'], progress=False)[0]['rows']]==['share','bound','signs']
+    res = C.run_claims('quick', only=['signs','bound','share'], progress=False, budget=.5)[0]
+    assert [r['key'] for r in res['rows']]==['share','bound','signs']
+    assert (res['settings']['epochs'], res['settings']['long'])==(2, 7), 'what was trained, not what a whole budget would have been'
 
 def made_up(acc, curves=(), seeds=5, **settings):
     "A comparison whose accuracy is `acc(method, seed, share)`."

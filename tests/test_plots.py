@@ -377,5 +377,7 @@ def test_what_was_measured_before_is_the_shipped_records():
     assert f"SB {number(rows['no-train']['whole']['SB'])}" in race and f"HNM {number(rows['no-train']['whole']['HNM'])}" in race
     big = evidence(s | dict(name='fashion_mnist', method='BLF'), results)
     assert f"BLF {number(results[1]['rows'][0]['figures']['points']['100%']['BLF'])}" in big and 'in the time of 8 plain epochs' in big
+    photos = json.loads((folder/'claims-full-cifar10.json').read_text('utf-8')) # half of the budget
+    assert 'in the time of 4 plain epochs' in evidence(s | dict(name='cifar10', method='BLF'), [*results, photos])
     for new in (dict(network='mlp'), dict(name='cifar10'), dict(label_noise=.104), dict(label_noise=.2, redundancy=.5), dict(method='plain')):
         assert evidence(s | new, results)=='The package has no evidence on this set-up: it was not measured.'

@@ -393,7 +393,7 @@ function lanes(page) {
   const sized = new ResizeObserver(fit)
   sized.observe(node)
   return {node, end: () => sized.disconnect(), show(s, news) {
-    const before = node.innerText
+    const before = node.textContent
     for (const [k, o] of Object.entries(lane)) {
       showMethod(k, s.now)
       for (const [name, x] of Object.entries(o.sliders)) if (!x.busy() || news) x.show(s.now[name], s.auto[name])
@@ -404,7 +404,7 @@ function lanes(page) {
       o.block.classList.toggle('pending', s.pending.includes(k))
     }
     text(device, s.device ? `Measured here: ${s.device}` : '')
-    if (node.innerText !== before) fit()
+    if (node.textContent !== before) fit()
   }, runs(list) {
     past.replaceChildren(...(list || []).map(o => {
       const name = /(^|, )seed /.test(o.differs) ? o.differs : [`seed ${o.seed}`, o.differs].filter(Boolean).join(', '), what = `${(o.names || []).join(' and ')}, ${name}`
@@ -665,7 +665,6 @@ function protocol(page, take, lost) {
   }}
 }
 
-// All charts in one PNG
 // What was trained, for who sees the picture alone
 export function setupOf(s, choices) {
   const o = s.now, sides = Object.entries(SIDES).filter(([k]) => o[k] !== 'none').map(([k, [, pre]]) => [choices.methods[o[k]].label,
@@ -675,6 +674,7 @@ export function setupOf(s, choices) {
     ...SETUP.filter(([k]) => ['redundancy', 'label_noise'].includes(k) && o[k]).map(([k, label]) => `${label} ${fields[k]}`)].join(', ')
 }
 
+// All charts in one PNG, with what was trained beneath
 async function asPicture(page, titled) {
   const Plotly = await loadPlotly(page), [w, h, top] = [880, 460, 44], n = titled.length, cols = n > 1 ? 2 : 1
   const canvas = el('canvas', {width: cols * w, height: Math.ceil(n / cols) * (h + top) + 40}), g = canvas.getContext('2d')

@@ -585,8 +585,9 @@ def diverged(
     return f"its losses {what}, from epoch {bad[0]['epoch']+1} on: give a lower learning rate"
 
 def _unlearned(rec, first):
+    if not _ended(rec): return '' # it may still learn, and this is asked with every update
     ends,right = _points(rec, 'valid_loss'),_final(rec)
-    if not _ended(rec) or not ends or ends[-1][2]<first or right is None or right>=50: return ''
+    if not ends or ends[-1][2]<first or right is None or right>=50: return ''
     return 'its validation loss ended no lower than the loss it began with: give a lower learning rate'
 
 def band(
