@@ -602,7 +602,8 @@ function errors(page) {
   return {node, say, news(s) {  // each error speaks once, and takes wrong fields back
     const now = [s.error_id ?? 0, s.error], news = now.some((o, i) => o !== last[i])
     last = now
-    if (news) say(s.error.replace(/^(\w+)=/, (arg, k) => (o => o && o[1] !== k ? `${o[1]}: ${arg}` : arg)(SETUP.find(o => o[0] === k))))  // as the field is called
+    const field = SETUP.find(([k]) => s.error.startsWith(k + '='))  // as it is called on the page
+    if (news) say(field && field[0] !== field[1] ? `${field[1]}: ${s.error}` : s.error)
     return news && !!s.error
   }}
 }
@@ -669,9 +670,9 @@ function protocol(page, take, lost) {
 export function setupOf(s, choices) {
   const o = s.now, sides = Object.entries(SIDES).filter(([k]) => o[k] !== 'none').map(([k, [, pre]]) => [choices.methods[o[k]].label,
     ...choices.methods[o[k]].knobs.map(({name}) => `${name} ${o[pre + name] ?? 'published'}`)].join(' '))
-  const {name, path, ...fields} = s.fields
-  return [sides.join(' beside '), choices.name[name] || name, ...SETUP.filter(([k]) => k in fields && !['redundancy', 'label_noise'].includes(k)).map(([k, label, kind]) => kind === 'select' ? choices[k][fields[k]] || fields[k] : `${label} ${fields[k]}`),
-    ...SETUP.filter(([k]) => ['redundancy', 'label_noise'].includes(k) && o[k]).map(([k, label]) => `${label} ${fields[k]}`)].join(', ')
+  const rest = SETUP.filter(([k]) => k !== 'path' && k in s.fields && (o[k] || !['redundancy', 'label_noise'].includes(k)))
+    .map(([k, label, kind]) => kind === 'select' ? choices[k][s.fields[k]] || s.fields[k] : `${label} ${s.fields[k]}`)
+  return [sides.join(' beside '), ...rest].join(', ')
 }
 
 // All charts in one PNG, with what was trained beneath

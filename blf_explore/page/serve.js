@@ -46,7 +46,7 @@ export function connect(info, {onOwn = () => {}, onCut = () => {}, Socket = WebS
   const own = {
     run(m) { remember({run: m.run}); onOwn(m) },
     lost(m) {
-      const why = {...m, trained: !!run.trained}
+      const why = {...m, trained: seen && !!run.trained}  // nothing was seen of it: nothing that one would miss
       if (info.role !== 'watch') { greeted = false; lost = why }  // who watches stays in the class, and answers what comes next
       over(m.say)
       onOwn(why)
@@ -147,15 +147,15 @@ async function main() {
   }
   window.blfPlotly ??= script(info.files['plotly.js']).then(() => window.Plotly)
   const notice = notices(document.getElementById('notice')), low = notices(document.getElementById('low'))
-  let room = null, cut = null, shown = false
+  let room = null, cut = null
   const onOwn = m => ({
     run() { for (const k of ['lost', 'full', 'patience']) notice.hide(k) },
-    state() { shown = true; for (const k of ['lost', 'patience']) notice.hide(k) },
+    state() { for (const k of ['lost', 'patience']) notice.hide(k) },
     lost() {
       if (m.final) return notice.show('lost', m.say)
       if (info.role === 'watch') return notice.show('lost', m.say + ' The teacher begins anew.')
       const anew = () => { notice.hide('lost'); model.renew() }
-      if (!m.trained || !shown) return anew()  // nothing that one would miss
+      if (!m.trained) return anew()
       notice.show('lost', m.say, ['Open the same set-up', anew])
     },
     full() {
